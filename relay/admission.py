@@ -1,0 +1,101 @@
+"""Who may open a call or use the API: pure decisions on headers, limits and the node's health.
+
+Every refusal is an HTTP status and an error in OpenAI's shape, before any work is done and before the upgrade.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+_KEY_PROTOCOL: Final = "openai-insecure-api-key."
+EVENTS_PROTOCOL: Final = "relay.events.v1"
+_REALTIME_PROTOCOL: Final = "realtime"
+
+
+class Refused(Exception):
+    """The request is refused; ``reason`` is the metric label."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.param = param
+        self.retry_after = retry_after
+
+
+def check_origin(origin: str | None, allowed: frozenset[str]) -> None:
+    """Refuse a browser page of a site that is not listed; other clients send no ``Origin``.
+
+    Raises:
+        Refused: 403.
+    """
+    if origin is not None and origin not in allowed and "*" not in allowed:
+        raise Refused(
+            403, "origin_not_allowed", f"Pages of {origin[:200]} may not use this relay (RELAY_ALLOWED_ORIGINS)."
+        )
+
+
+def bearer(headers: Mapping[str, str], protocols: Sequence[str] = ()) -> str | None:
+    """Find the token: the ``Authorization`` header, else the subprotocol with which browsers carry it."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    found = (protocol.removeprefix(_KEY_PROTOCOL) for protocol in protocols if protocol.startswith(_KEY_PROTOCOL))
+    return next(found, None)
+
+
+def choose_protocol(offered: Sequence[str]) -> str | None:
+    """Select a subprotocol: the relay's own events if offered, else ``realtime``, never the one that bears a key."""
+    for protocol in (EVENTS_PROTOCOL, _REALTIME_PROTOCOL):
+        if protocol in offered:
+            return protocol
+    return None
+
+
+class Wanted(NamedTuple):
+    """What a new call asks for: the model, or OpenAI's ``intent`` without one."""
+
+    model: str | None
+    intent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a node can still take."""
+
+    accepting: bool
+    live: int
+    max_calls: int
+
+
+def admit(room: Room, query: Mapping[str, str], default_model: str | None) -> Wanted:
+    """Decide on a new call.
+
+    Raises:
+        Refused: 400 for a query that names no model, 503 where there is no room.
+    """
+    if "call_id" in query:
+        text = "Attaching to a live call by call_id is not available in this version."
+        raise Refused(400, "call_id_not_supported", text, param="call_id")
+    wanted = Wanted(query.get("model") or default_model, query.get("intent"))
+    if not wanted.model and not wanted.intent:
+        text = "Say which model: ?model=… (the default agent has none)."
+        raise Refused(400, "missing_model", text, param="model")
+    if not room.accepting:
+        raise Refused(
+            503, "node_draining", "This node is shutting down: connect again.", kind="server_error", retry_after=1
+        )
+    if room.live >= room.max_calls:
+        text = f"This node holds {room.max_calls} calls, its limit: connect again."
+        raise Refused(503, "node_full", text, kind="server_error", retry_after=2)
+    return wanted

@@ -1,0 +1,232 @@
+"""One node, put together: the only place that knows ``ops``, ``fanout`` and the call's parts at once."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from fanout import BusSettings, Fanout
+from ops.endpoints import make_app
+from ops.health import Health, moved
+from ops.looplag import LoopLag
+from ops.metrics import Metrics
+from ops.tasks import Supervisor
+from relay.calls import Calls
+from relay.config import ConfigError, Settings
+from relay.core.endings import Why, ended
+from relay.http import Api
+from relay.session import Services
+from relay.tally import Tally
+from relay.upstream import Upstream
+
+_BACKLOG = 1024
+_LAST_CLOSES_SECONDS = 1.0  # beyond close_seconds, for tasks to finish
+
+log = structlog.get_logger("relay")
+
+
+@dataclass
+class Node:
+    """A running node, for whoever started it."""
+
+    url: str
+    ops_url: str
+    drain: Callable[[], None]
+    hurry: Callable[[], None]  # end the calls now
+    wait_drained: Callable[[], Any]
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Node]:
+    """Run a node for the length of the block; leaving it ends what calls are left, with 1012.
+
+    Raises:
+        ConfigError: a certificate cannot be used, or a port is taken.
+    """
+    context, upstream = settings.server_context(), _upstream(settings)
+    tally, lag = Tally(), LoopLag()
+    async with AsyncExitStack() as stack:
+        supervisor = await stack.enter_async_context(Supervisor.running())
+        supervisor.start(lag.watch, name="loop_lag")
+        bus = await stack.enter_async_context(Fanout.running(_bus(settings), clock=time.time))  # noqa: TID251  # the clock
+        calls = await stack.enter_async_context(Calls.running())
+        state = _State(settings, calls)
+        services = Services(settings, upstream, bus, tally, time.time)  # noqa: TID251  # the clock
+        public = Api(services, calls, lambda: state.health.accepts_calls).make_app()
+        metrics = _metrics(state, tally, lag, supervisor, bus)
+        ops = make_app(
+            health=lambda: state.health, metrics=metrics, status=lambda: state.status(bus, lag), drain=state.drain
+        )
+        url = await _listen(stack, public, settings.host, settings.port, context, settings.socket_buffer_bytes)
+        ops_url = await _listen(stack, ops, settings.ops_host, settings.ops_port, None, None)
+        stack.push_async_callback(state.finish)
+        state.ready()
+        log.info("node_ready", node=settings.node, region=settings.region, url=url, ops_url=ops_url)
+        yield Node(url, ops_url, state.drain, state.hurry, state.wait_drained)
+
+
+class _State:
+    """The node's health and the order of its end: not ready, calls may finish, then 1012."""
+
+    def __init__(self, settings: Settings, calls: Calls) -> None:
+        self.health = Health.STARTING
+        self._settings = settings
+        self._calls = calls
+        self._draining = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def ready(self) -> None:
+        self.health = moved(self.health, Health.READY)
+
+    def drain(self) -> None:
+        if self.health is not Health.DRAINING:
+            self.health = moved(self.health, Health.DRAINING)
+            self._draining.set()
+            log.info("drain_started", node=self._settings.node, calls=len(self._calls))
+
+    def hurry(self) -> None:
+        self._hurry.set()
+
+    async def wait_drained(self) -> None:
+        """Until a drain was started and the calls are gone, or its deadline is over."""
+        await self._draining.wait()
+        async with asyncio.TaskGroup() as tasks:
+            waits = {tasks.create_task(self._calls.wait_empty()), tasks.create_task(self._hurry.wait())}
+            await asyncio.wait(waits, timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+    async def finish(self) -> None:
+        """End what calls are left."""
+        self.drain()
+        self._calls.end_all(ended(Why.NODE_DRAINING, "this node is shutting down: connect again"))
+        try:
+            async with asyncio.timeout(self._settings.close_seconds + _LAST_CLOSES_SECONDS):
+                await self._calls.wait_empty()
+        except TimeoutError:
+            log.exception("calls_left", node=self._settings.node, calls=len(self._calls))
+
+    def status(self, bus: Fanout, lag: LoopLag) -> dict[str, Any]:
+        """What this node sees."""
+        settings = self._settings
+        return {
+            "node": settings.node,
+            "region": settings.region,
+            "version": release(),
+            "state": self.health.value,
+            "calls": {"live": len(self._calls), "max": settings.max_calls},
+            "loop_lag_seconds": {"largest": round(lag.largest, 6)},
+            "bus": bus.status(),
+        }
+
+    @property
+    def live(self) -> int:
+        return len(self._calls)
+
+
+def release() -> str:
+    """Return the version of the installed package, or say that it runs from a checkout."""
+    try:
+        return version("relay-fleet")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+def _upstream(settings: Settings) -> Upstream:
+    return Upstream(
+        url=settings.upstream_url,
+        headers=(*settings.upstream_headers, ("User-Agent", f"relay-fleet/{release()}")),
+        dial_seconds=settings.dial_seconds,
+        max_message=settings.max_message_bytes,
+        context=settings.upstream_context(),
+        model_parameter=settings.upstream_model_parameter,
+    )
+
+
+def _bus(settings: Settings) -> BusSettings:
+    return BusSettings(
+        node=settings.node,
+        region=settings.region,
+        regions=settings.regions,
+        prefix=settings.prefix,
+        tombstone_seconds=settings.tombstone_seconds,
+    )
+
+
+async def _listen(
+    stack: AsyncExitStack,
+    app: web.Application,
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    receive_bytes: int | None,
+) -> str:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    if receive_bytes is not None:  # accepted sockets inherit it, before their window is offered
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    await web.SockSite(runner, sock, ssl_context=context, backlog=_BACKLOG).start()
+    bound = sock.getsockname()
+    name = f"[{bound[0]}]" if family == socket.AF_INET6 else bound[0]
+    return f"{'https' if context else 'http'}://{name}:{bound[1]}"
+
+
+def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, bus: Fanout) -> Metrics:
+    metrics = Metrics()
+    metrics.gauge("relay_calls_live", "Calls on this node now.", lambda: state.live)
+    metrics.gauge("relay_ready", "1 while the node takes calls.", lambda: float(state.health.accepts_calls))
+    metrics.counter("relay_calls_started_total", "Calls that were admitted.", lambda: tally.started)
+    metrics.counters(
+        "relay_calls_ended_total",
+        "Calls that ended, by row of the table of endings.",
+        "why",
+        lambda: {why.label: number for why, number in tally.ended.items()},
+    )
+    metrics.counters(
+        "relay_requests_refused_total",
+        "Requests and upgrades refused, by HTTP status.",
+        "status",
+        lambda: {str(status): number for status, number in tally.refused.items()},
+    )
+    metrics.counter(
+        "relay_calls_unregistered_total",
+        "Calls that went on before the bus had registered them.",
+        lambda: tally.unregistered,
+    )
+    metrics.counters("relay_frames_received_total", "Frames received, by leg.", "leg", lambda: tally.frames)
+    metrics.counters("relay_received_bytes_total", "Payload bytes received, by leg.", "leg", lambda: tally.bytes)
+    metrics.counters(
+        "relay_messages_settled_total",
+        "Messages of backends, by what became of them.",
+        "status",
+        lambda: tally.injected,
+    )
+    metrics.histogram("relay_model_connect_seconds", "From admission to an open model leg.", tally.connect)
+    metrics.histogram("relay_call_duration_seconds", "Length of calls that ended.", tally.duration)
+    metrics.histogram(
+        "relay_message_apply_seconds", "From the owner's receipt of a message to the model's.", tally.apply
+    )
+    metrics.histogram("relay_loop_lag_seconds", "Lateness of the event loop.", lag)
+    metrics.counters(
+        "relay_task_restarts_total", "Background tasks started again.", "task", lambda: supervisor.restarts
+    )
+    _bus_metrics(metrics, bus)
+    return metrics
+
+
+def _bus_metrics(metrics: Metrics, bus: Fanout) -> None:
+    """The bus's own counts, by region; see ``fanout.Fanout.status``."""

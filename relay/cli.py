@@ -1,0 +1,93 @@
+"""The command line: ``relay serve``, ``relay demo``, ``relay cert``, ``relay token``."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from ops import logs
+from relay import demo
+from relay.app import running
+from relay.children import write_ready_file
+from relay.config import ConfigError, Settings
+from relay.devcert import make_certificate
+from relay.tokens import SCOPES, mint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="relay", description="Voice relay between people and Realtime models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run one node; configured by RELAY_* variables")
+    serve.add_argument(
+        "--ready-file", type=Path, help="write {url, ops_url, pid} here, by rename, when the node is ready"
+    )
+    demo.add_arguments(
+        commands.add_parser("demo", help="run a small fleet with a model simulator and a page to talk to")
+    )
+    certificate = commands.add_parser("cert", help="make a self-signed certificate for development")
+    certificate.add_argument("folder", type=Path, help="where cert.pem and key.pem are written")
+    certificate.add_argument(
+        "--host", action="append", default=[], help="a name or address beside localhost; repeatable"
+    )
+    token = commands.add_parser("token", help="sign a token with RELAY_JWT_SECRET")
+    token.add_argument("--tenant", default="dev")
+    token.add_argument("--scope", action="append", choices=sorted(SCOPES), help="repeatable; default: call")
+    token.add_argument("--seconds", type=int, default=3600, help="how long it is good for")
+    token.add_argument("--agent", default="default")
+    given = parser.parse_args(arguments)
+    try:
+        match given.command:
+            case "serve":
+                return uvloop.run(_serve(Settings.from_env(), given.ready_file))
+            case "demo":
+                return uvloop.run(demo.run(given))
+            case "cert":
+                return _cert(given.folder, given.host)
+            case _:
+                return _token(given)
+    except ConfigError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _serve(settings: Settings, ready_file: Path | None) -> int:
+    logs.configure(os.environ.get("RELAY_LOG_LEVEL", "INFO"))
+    async with running(settings) as node:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            """The first signal drains, the second ends the calls."""
+            loop.add_signal_handler(signal.SIGTERM, node.hurry)
+            loop.add_signal_handler(signal.SIGINT, node.hurry)
+            node.drain()
+
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_signal_handler(signal.SIGINT, stop)
+        if ready_file is not None:
+            write_ready_file(ready_file, {"url": node.url, "ops_url": node.ops_url, "pid": os.getpid()})
+        await node.wait_drained()
+    return 0
+
+
+def _cert(folder: Path, hosts: Sequence[str]) -> int:
+    cert, key = make_certificate(folder, hosts)
+    print(f"RELAY_TLS_CERT={cert}\nRELAY_TLS_KEY={key}\nNODE_EXTRA_CA_CERTS={cert}\nSSL_CERT_FILE={cert}")
+    return 0
+
+
+def _token(given: argparse.Namespace) -> int:
+    secret = os.environ.get("RELAY_JWT_SECRET", "").split(",")[0].strip()
+    if not secret:
+        raise ConfigError("RELAY_JWT_SECRET: must be set to sign a token")
+    expires_at = time.time() + given.seconds
+    print(mint(secret, tenant=given.tenant, scope=given.scope or ["call"], expires_at=expires_at, agent=given.agent))
+    return 0

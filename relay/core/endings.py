@@ -1,0 +1,105 @@
+"""Every way a call can end: close code for the client, metric label, whose fault, and whether to come back.
+
+One table; whatever ends a call names a row of it. Codes 1001, 1011, 1012 and 1013 invite the official SDKs to
+reconnect; 1008, 3000 and 4xxx do not (measured against the SDKs, see the README's table of endings).
+"""
+
+from enum import Enum
+from typing import Final, Literal, NamedTuple
+
+from relay.core.frames import NO_STATUS, Close
+
+Fault = Literal["client", "model", "bus", "node", "policy"]
+
+
+class _Row(NamedTuple):
+    code: int
+    label: str
+    fault: Fault
+    come_back: bool
+
+
+class Why(Enum):
+    """Why a call ended."""
+
+    CLIENT_CLOSED = _Row(1000, "client_closed", "client", False)
+    CLIENT_LOST = _Row(1011, "client_lost", "client", True)
+    CLIENT_SLOW = _Row(1013, "client_slow", "client", True)
+    CLIENT_SILENT = _Row(1011, "client_silent", "client", True)
+    CLIENT_PROTOCOL = _Row(1002, "client_protocol", "client", False)
+    CLIENT_BINARY = _Row(1003, "client_binary", "client", False)
+    CLIENT_TEXT = _Row(1007, "client_text", "client", False)
+    CLIENT_TOO_BIG = _Row(1009, "client_too_big", "client", False)
+    MODEL_CLOSED = _Row(1000, "model_closed", "model", True)
+    MODEL_EXPIRED = _Row(1001, "model_expired", "model", True)
+    MODEL_LOST = _Row(1011, "model_lost", "model", True)
+    MODEL_PROTOCOL = _Row(1011, "model_protocol", "model", True)
+    MODEL_SLOW = _Row(1013, "model_slow", "model", True)
+    MODEL_SILENT = _Row(1011, "model_silent", "model", True)
+    MODEL_UNREACHABLE = _Row(1013, "model_unreachable", "model", True)
+    MODEL_BUSY = _Row(1013, "model_busy", "model", True)
+    MODEL_REFUSED = _Row(1008, "model_refused", "model", False)
+    MODEL_KEY = _Row(1008, "model_key", "node", False)
+    NODE_DRAINING = _Row(1012, "node_draining", "node", True)
+    NODE_FAILED = _Row(1011, "node_failed", "node", True)
+
+    @property
+    def code(self) -> int:
+        """Close code that the client gets."""
+        return self.value.code
+
+    @property
+    def label(self) -> str:
+        """Name in metrics, logs and tombstones."""
+        return self.value.label
+
+    @property
+    def fault(self) -> Fault:
+        """Who caused it."""
+        return self.value.fault
+
+    @property
+    def come_back(self) -> bool:
+        """Whether a new attempt makes sense."""
+        return self.value.come_back
+
+
+class Ending(NamedTuple):
+    """One call's end: the row, the close that the client gets, and the model leg's own close code if it sent one."""
+
+    why: Why
+    close: Close
+    model_code: int | None = None
+
+
+# Codes of the model's that mean the same to our client; the rest (1002, 1007, 1009 …) speak of the relay's own socket.
+_CARRIED: Final = frozenset({1000, 1001, 1008, 1011, 1012, 1013})
+_BY_VIOLATION: Final = {1003: Why.CLIENT_BINARY, 1007: Why.CLIENT_TEXT, 1009: Why.CLIENT_TOO_BIG}
+
+
+def ended(why: Why, reason: str = "") -> Ending:
+    """End with the row's own code."""
+    return Ending(why, Close(why.code, reason or why.label))
+
+
+def client_closed(close: Close) -> Ending:
+    """The client closed: it gets its own code back (RFC 6455, section 5.5.1)."""
+    return Ending(Why.CLIENT_CLOSED, close)
+
+
+def client_broke_protocol(code: int, reason: str) -> Ending:
+    """The client's frames were wrong: ``code`` as the frame rules gave it."""
+    return Ending(_BY_VIOLATION.get(code, Why.CLIENT_PROTOCOL), Close(code, reason))
+
+
+def model_closed(close: Close) -> Ending:
+    """The model closed: carry its code over where it means the same to the client, else say that the model was lost."""
+    if close.code == 3000:  # OpenAI's code for a refused key: the relay's key, so nothing that the client can mend
+        return Ending(Why.MODEL_KEY, Close(Why.MODEL_KEY.code, "upstream refused the relay's key"), close.code)
+    if close.code == 1001:
+        return Ending(Why.MODEL_EXPIRED, close, close.code)
+    if close.code in _CARRIED or 3000 <= close.code <= 4999:
+        return Ending(Why.MODEL_CLOSED, close, close.code)
+    if close.code == NO_STATUS:
+        return Ending(Why.MODEL_CLOSED, Close(1000, ""), close.code)
+    return Ending(Why.MODEL_LOST, Close(Why.MODEL_LOST.code, f"the model closed with {close.code}"), close.code)

@@ -1,0 +1,208 @@
+"""Putting messages into the model's conversation and learning what became of them.
+
+Decides on events: which to send, which answers they get, whose an error is. Knows nothing of Redis, legs or clocks;
+time comes in as ``now``. Item acknowledgement follows the Realtime API: ``conversation.item.added`` or ``.done`` with
+our item id, else an ``error`` whose ``event_id`` is ours (or that names the item: servers were seen to leave it empty).
+"""
+
+from collections import OrderedDict, deque
+from typing import Any, Final, NamedTuple
+
+from relay.core.realtime import encode
+
+OWN_EVENTS: Final = "r."  # event ids of the relay's own; the client's are sent on behind CLIENT_EVENTS
+_ASKED_BY: Final = "relay_event_id"  # metadata key of the responses that the relay asks for
+_TOOL_CALLS_REMEMBERED: Final = 1024
+
+
+class Injection(NamedTuple):
+    """A backend's message on its way into the conversation."""
+
+    message_id: str
+    item_id: str
+    item: dict[str, Any]  # with its id
+    response: dict[str, Any] | None  # fields of the response.create that follows, None for no response
+    expires_at: float  # seconds since the epoch
+
+    @property
+    def tool_call_id(self) -> str | None:
+        """The tool call that this answers, if it is a tool result."""
+        return self.item.get("call_id") if self.item.get("type") == "function_call_output" else None
+
+
+class Settled(NamedTuple):
+    """What became of a message: applied, answered, failed, rejected or expired, and the error if there is one."""
+
+    message_id: str
+    item_id: str
+    status: str
+    error: dict[str, Any] | None = None
+
+
+class Injections:
+    """The messages of one call between their arrival at the owner and the model's answer.
+
+    At most ``max_waiting`` wait while the model leg cannot take them; the inbox refuses long before that, so that more
+    is a bug and raises.
+    """
+
+    __slots__ = (
+        "_active",
+        "_active_for",
+        "_apply_seconds",
+        "_in_flight",
+        "_max_waiting",
+        "_next_event",
+        "_requested",
+        "_responses",
+        "_tool_calls",
+        "_waiting",
+    )
+
+    def __init__(self, *, apply_seconds: float, max_waiting: int) -> None:
+        self._apply_seconds = apply_seconds
+        self._max_waiting = max_waiting
+        self._waiting: deque[Injection] = deque()
+        self._in_flight: OrderedDict[str, tuple[Injection, str, float]] = OrderedDict()  # by item id
+        self._responses: deque[Injection] = deque()  # applied, their response not yet asked for
+        self._requested: tuple[str, Injection] | None = None  # asked for with this event id, not yet created
+        self._active: str | None = None  # the response of the default conversation, whoever asked for it
+        self._active_for: Injection | None = None
+        self._tool_calls: OrderedDict[str, bool] = OrderedDict()  # id -> has a result
+        self._next_event = 0
+
+    def add(self, injection: Injection) -> None:
+        """Queue a message; ``release`` sends it."""
+        if len(self._waiting) >= self._max_waiting:
+            raise OverflowError("the inbox handed over more messages than it may hold")
+        self._waiting.append(injection)
+
+    def release(self, now: float, wall: float) -> tuple[list[bytes], list[Settled]]:
+        """Return the events to send now, in order, and the messages whose fate is known without asking the model.
+
+        ``now`` is the loop's time, ``wall`` seconds since the epoch, which deadlines are in.
+        """
+        events: list[bytes] = []
+        settled: list[Settled] = []
+        while self._waiting:
+            injection = self._waiting.popleft()
+            refusal = self._refusal(injection, wall)
+            if refusal is not None:
+                settled.append(refusal)
+                continue
+            event_id = self._event_id()
+            self._in_flight[injection.item_id] = (injection, event_id, now + self._apply_seconds)
+            if injection.tool_call_id is not None:
+                self._tool_calls[injection.tool_call_id] = True
+            events.append(encode({"type": "conversation.item.create", "event_id": event_id, "item": injection.item}))
+        events += self._respond()
+        return events, settled
+
+    def _refusal(self, injection: Injection, wall: float) -> Settled | None:
+        if wall > injection.expires_at:
+            return Settled(
+                injection.message_id, injection.item_id, "expired", _error("expired", "Its deadline passed.")
+            )
+        call = injection.tool_call_id
+        if call is None:
+            return None
+        if call not in self._tool_calls:
+            error = _error("unknown_tool_call", f"This conversation made no tool call {call!r}.")
+            return Settled(injection.message_id, injection.item_id, "rejected", error)
+        if self._tool_calls[call]:
+            error = _error("tool_call_answered", f"The tool call {call!r} has a result already.")
+            return Settled(injection.message_id, injection.item_id, "rejected", error)
+        return None
+
+    def _event_id(self) -> str:
+        self._next_event += 1
+        return f"{OWN_EVENTS}{self._next_event}"
+
+    def _respond(self) -> list[bytes]:
+        if self._active is not None or self._requested is not None or not self._responses:
+            return []
+        injection = self._responses.popleft()
+        event_id = self._event_id()
+        self._requested = (event_id, injection)
+        fields = dict(injection.response or {})
+        fields["metadata"] = {**(fields.get("metadata") or {}), _ASKED_BY: event_id}
+        return [encode({"type": "response.create", "event_id": event_id, "response": fields})]
+
+    def on_item(self, item: dict[str, Any]) -> list[Settled]:
+        """The model has an item in its conversation: ours is applied; a tool call or its result is remembered."""
+        kind, call = item.get("type"), item.get("call_id")
+        if isinstance(call, str):
+            if kind == "function_call":
+                self._remember(call)
+            elif kind == "function_call_output" and call in self._tool_calls:
+                self._tool_calls[call] = True
+        found = self._in_flight.pop(str(item.get("id")), None)
+        return [self._applied(found[0])] if found is not None else []
+
+    def _remember(self, call: str) -> None:
+        self._tool_calls.setdefault(call, False)
+        if len(self._tool_calls) > _TOOL_CALLS_REMEMBERED:
+            self._tool_calls.popitem(last=False)
+
+    def _applied(self, injection: Injection) -> Settled:
+        if injection.response is not None:
+            self._responses.append(injection)
+        return Settled(injection.message_id, injection.item_id, "applied")
+
+    def on_error(self, error: dict[str, Any]) -> tuple[bool, list[Settled]]:
+        """An error of the model's: whether it is the relay's own, and what it settles."""
+        cause, code = error.get("event_id"), error.get("code")
+        if isinstance(cause, str) and cause.startswith(OWN_EVENTS):
+            return True, self._on_own_error(cause, error)
+        if cause is None and code == "item_create_duplicate_item_id":
+            named = next((item_id for item_id in self._in_flight if item_id in str(error.get("message"))), None)
+            if named is not None:
+                return True, [self._applied(self._in_flight.pop(named)[0])]
+        return False, []
+
+    def _on_own_error(self, cause: str, error: dict[str, Any]) -> list[Settled]:
+        if self._requested is not None and self._requested[0] == cause:
+            asked, self._requested = self._requested[1], None
+            if error.get("code") == "conversation_already_has_active_response":
+                self._responses.appendleft(asked)  # its response follows the one that is in the way
+                return []
+            return [Settled(asked.message_id, asked.item_id, "failed", error)]
+        for item_id, (injection, event_id, _) in self._in_flight.items():
+            if event_id == cause:
+                del self._in_flight[item_id]
+                if error.get("code") == "item_create_duplicate_item_id":
+                    return [self._applied(injection)]
+                if injection.tool_call_id is not None:
+                    self._tool_calls[injection.tool_call_id] = False
+                return [Settled(injection.message_id, item_id, "failed", error)]
+        return []
+
+    def on_response_created(self, response: dict[str, Any]) -> None:
+        """A response of the default conversation began; ours is known by its metadata where the server keeps it."""
+        self._active, self._active_for = str(response.get("id")), None
+        metadata = response.get("metadata")
+        if self._requested is not None and (not metadata or metadata.get(_ASKED_BY) == self._requested[0]):
+            self._active_for, self._requested = self._requested[1], None
+
+    def on_response_done(self, response: dict[str, Any]) -> list[Settled]:
+        """A response ended, however: a message that asked for it is answered, or failed with the response's error."""
+        if self._active != str(response.get("id")):
+            return []
+        asked, self._active, self._active_for = self._active_for, None, None
+        if asked is None:
+            return []
+        if response.get("status") == "failed":
+            details = response.get("status_details") or {}
+            error = details.get("error") or _error("response_failed", "The model could not answer.")
+            return [Settled(asked.message_id, asked.item_id, "failed", error)]
+        return [Settled(asked.message_id, asked.item_id, "answered")]
+
+    def overdue(self, now: float) -> list[Settled]:
+        """Return the messages to which the model gave no answer in time."""
+        late = [item_id for item_id, (_, _, until) in self._in_flight.items() if now >= until]
+        error = _error("model_timeout", f"The model did not answer within {self._apply_seconds:g} s.")
+        return [Settled(self._in_flight.pop(item_id)[0].message_id, item_id, "failed", error) for item_id in late]
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"type": "invalid_request_error", "code": code, "message": message, "param": None}

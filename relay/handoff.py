@@ -1,0 +1,182 @@
+"""aiohttp does HTTP and admission, picows carries the frames: this module alone knows how a connection changes hands.
+
+It uses names that are not public: picows' ``WSProtocol`` and aiohttp's ``RequestHandler.set_parser``. Both are pinned,
+and tests/contract/test_handoff.py says what is relied upon. No decision about a call is made here.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import aiofastnet
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
+from picows import WSListener, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # absent from picows' stubs
+from picows.url import parse_url
+
+READ_BUFFER_BYTES: Final = 4096  # per leg; picows doubles it for longer messages and keeps it doubled
+
+# picows logs two INFO lines a connection and an ERROR for what a peer did wrong; a call has its own line at its end.
+# An adapter, not a Logger: for a Logger it would make a child per connection.
+_quiet = logging.getLogger("relay.picows")
+_quiet.setLevel(logging.CRITICAL + 1)
+_QUIET: Final = logging.LoggerAdapter(_quiet, {})
+
+
+class BadHandshake(Exception):
+    """The request cannot become a WebSocket; ``status`` is the HTTP status that says so."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def check_upgrade(request: web.Request) -> None:
+    """Check the handshake (RFC 6455, section 4.2.1) as far as headers go.
+
+    ``Connection`` is a list of tokens: Firefox sends ``keep-alive, Upgrade``.
+
+    Raises:
+        BadHandshake: 426 if no upgrade is asked for, 400 if the key is wrong.
+    """
+    tokens = {token.strip().lower() for token in request.headers.get("Connection", "").split(",")}
+    if request.headers.get("Upgrade", "").strip().lower() != "websocket" or "upgrade" not in tokens:
+        raise BadHandshake(426, "upgrade_required", "This path speaks WebSocket: send an upgrade request.")
+    if request.headers.get("Sec-WebSocket-Version") != "13":
+        raise BadHandshake(426, "unsupported_version", "Use WebSocket version 13.")
+    try:
+        key = base64.b64decode(request.headers.get("Sec-WebSocket-Key", ""), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != 16:
+        raise BadHandshake(400, "invalid_key", "Sec-WebSocket-Key must be 16 bytes in base64.")
+
+
+class _EarlyBytes:
+    """Takes what came glued to the request's head; aiohttp feeds it instead of its own WebSocket reader."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The connection closed; picows learns it from the transport."""
+
+
+class _HandedOff(web.StreamResponse):
+    """The response of a request whose connection is no longer aiohttp's: there is nothing left to write."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+def hand_off(
+    request: web.Request, listener: WSListener, headers: Mapping[str, str], *, max_message: int
+) -> web.StreamResponse:
+    """Answer the upgrade with ``headers`` and let picows feed ``listener`` from now on.
+
+    The listener is connected when this returns, unless the client went away meanwhile. aiohttp forgets the connection
+    at once, so that its parser and the request are freed and its shutdown does not wait for calls: the caller owns it.
+
+    Raises:
+        ConnectionResetError: the client is gone.
+    """
+    protocol = request.protocol
+    transport = protocol.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("client gone before the upgrade")
+    early = _EarlyBytes()
+    protocol.set_parser(cast(Any, early))
+    transport.pause_reading()
+    response = WSUpgradeResponse.create_101_response(CIMultiDict(headers))
+    frames = _protocol(
+        lambda _: WSUpgradeResponseWithListener(response, listener), client=None, max_message=max_message
+    )
+    transport.set_protocol(frames)
+    frames.connection_made(transport)
+    _feed(frames, _canonical_head(request.headers["Sec-WebSocket-Key"]) + bytes(early.data))
+    protocol.transport = None  # else aiohttp closes it
+    protocol.connection_lost(None)
+    transport.resume_reading()
+    return _HandedOff()
+
+
+async def connect(
+    url: str, listener: WSListener, *, headers: Mapping[str, str], context: ssl.SSLContext | None, max_message: int
+) -> None:
+    """Open a WebSocket to ``url`` for ``listener``; cancelling it leaves no socket behind.
+
+    picows' own ``ws_connect`` leaves the socket open until its handshake timeout when it is cancelled.
+
+    Raises:
+        OSError, ssl.SSLError: no connection.
+        picows.WSHandshakeError: the server did not upgrade; its ``response`` says why.
+    """
+    parsed = parse_url(url)
+
+    def make() -> WSProtocol:
+        return _protocol(
+            lambda: listener, client=(parsed.netloc, parsed.resource_name, dict(headers)), max_message=max_message
+        )
+
+    _, frames = await aiofastnet.create_connection(
+        asyncio.get_running_loop(), make, parsed.host, parsed.port, ssl=context if parsed.is_secure else None
+    )
+    try:
+        await frames.wait_until_handshake_complete()
+    except asyncio.CancelledError:
+        frames.transport.disconnect(False)
+        raise
+
+
+def _protocol(factory: Any, *, client: tuple[str, str, dict[str, str]] | None, max_message: int) -> WSProtocol:
+    """Make picows' protocol; its positional arguments are of picows 2.3."""
+    netloc, resource, headers = client if client is not None else (None, None, None)
+    return WSProtocol(
+        netloc,
+        resource,
+        client is not None,
+        factory,
+        _QUIET,
+        True,  # disconnect on an exception of the listener's
+        None,  # handshake timeout: the caller has a deadline, the server side is fed the whole head at once
+        False,  # auto ping: relay.core.liveness
+        20.0,
+        20.0,
+        2,
+        False,  # auto pong: a leg answers, and not while its peer takes nothing
+        max_message,
+        headers,
+        READ_BUFFER_BYTES,
+    )
+
+
+def _canonical_head(key: str) -> bytes:
+    """The request as picows insists on it; all that matters was checked and answered from the real one."""
+    return (
+        "GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key.strip()}\r\n\r\n"
+    ).encode()
+
+
+def _feed(frames: WSProtocol, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        buffer = frames.get_buffer(-1)
+        size = min(len(buffer), len(view))
+        buffer[:size] = view[:size]
+        frames.buffer_updated(size)
+        view = view[size:]

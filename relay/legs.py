@@ -1,0 +1,283 @@
+"""One socket of a call: frames in, whole messages out to the call; messages, pings and closes back to the peer.
+
+Translates picows' callbacks; what a message means is the call's business (``Owner``). The frame rules of RFC 6455 that
+picows leaves out are ``relay.core.frames``.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
+
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+from relay.core.bridge import Side
+from relay.core.frames import NO_STATUS, Assembler, Close, Opcode, Violation, checked_text, close_body, parse_close
+
+_TEXT: Final = WSMsgType.TEXT
+_BINARY: Final = WSMsgType.BINARY
+
+
+class Owner(Protocol):
+    """What a leg tells its call. Every method is called on the event loop and must not raise."""
+
+    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+        """A whole binary message."""
+
+    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+        """The peer broke the protocol; nothing more of it is passed on."""
+
+    def on_leg_close(self, side: Side, close: Close) -> None:
+        """The peer sent CLOSE."""
+
+    def on_leg_lost(self, side: Side, sent: Close | None) -> None:
+        """The connection is gone. ``sent`` is the CLOSE that went out, also when picows sent it for a bad frame."""
+
+    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+        """More waits to be written than the buffer should hold, or it does so no longer."""
+
+    def on_leg_failed(self, side: Side, error: Exception) -> None:
+        """Our own code raised while it handled a message."""
+
+
+class Leg(WSListener):
+    """A connected WebSocket of a call.
+
+    ``on_text`` gets each whole text message and is called directly from the read callback: it must not wait.
+    """
+
+    __slots__ = (
+        "_assembler",
+        "_fd",
+        "_on_text",
+        "_owner",
+        "_paused",
+        "_send",
+        "_socket_bytes",
+        "_write_bytes",
+        "blocked",
+        "bytes_in",
+        "bytes_out",
+        "closed",
+        "closing",
+        "frames_in",
+        "frames_out",
+        "largest_buffer",
+        "side",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        side: Side,
+        owner: Owner,
+        on_text: Callable[[bytes], None],
+        *,
+        max_message: int,
+        write_bytes: int,
+        socket_bytes: int,
+    ) -> None:
+        """Make a leg that is not connected yet.
+
+        Args:
+            side: which leg of the call this is.
+            owner: the call.
+            on_text: takes a whole text message.
+            max_message: the longest message taken, in bytes; beyond it the leg is closed with 1009.
+            write_bytes: how much may wait to be written before the other leg is paused.
+            socket_bytes: the kernel's buffer, each way; it bounds what a burst makes of picows' read buffer.
+        """
+        self.side = side
+        self._owner = owner
+        self._on_text = on_text
+        self._assembler = Assembler(max_message)
+        self._write_bytes = write_bytes
+        self._socket_bytes = socket_bytes
+        self._fd = -1
+        self._paused = 0
+        self.transport: WSTransport | None = None
+        self.blocked = False
+        self.closing = False
+        self.closed = asyncio.get_running_loop().create_future()
+        self.frames_in = self.frames_out = self.bytes_in = self.bytes_out = 0
+        self.largest_buffer = 0
+
+    # From picows
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """The handshake is done."""
+        self.transport = transport
+        self._send = transport.send
+        below = transport.underlying_transport
+        below.set_write_buffer_limits(high=self._write_bytes)
+        sock: socket.socket = below.get_extra_info("socket")
+        self._fd = sock.fileno()
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, self._socket_bytes)
+        if self._paused:
+            below.pause_reading()
+        if self.closing:  # the call ended while this leg was being opened
+            self.abort()
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """A frame; the common case, a whole text message, first."""
+        self.frames_in += 1
+        kind = frame.msg_type
+        try:
+            if (
+                kind is _TEXT
+                and frame.fin
+                and self._assembler.kind is None
+                and not (frame.rsv1 or frame.rsv2 or frame.rsv3 or self.closing)
+            ):
+                payload = frame.get_payload_as_bytes()
+                self.bytes_in += len(payload)
+                if not payload.isascii():
+                    checked_text(payload)
+                self._on_text(payload)
+            else:
+                self._on_other_frame(kind, frame)
+        except Violation as violation:
+            self._owner.on_leg_violation(self.side, violation)
+        except Exception as error:  # noqa: BLE001  # our bug must end this call with a traceback, and no other
+            self._owner.on_leg_failed(self.side, error)
+
+    def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
+        payload = frame.get_payload_as_bytes()
+        self.bytes_in += len(payload)
+        reserved = frame.rsv1 or frame.rsv2 or frame.rsv3
+        if kind is WSMsgType.CLOSE:
+            if reserved:
+                raise Violation(1002, "reserved bit set without an extension")
+            self._owner.on_leg_close(self.side, parse_close(payload))
+        elif self.closing:
+            return
+        elif kind is WSMsgType.PING or kind is WSMsgType.PONG:
+            if reserved:
+                raise Violation(1002, "reserved bit set without an extension")
+            if kind is WSMsgType.PING and not self.blocked:  # a peer that takes nothing must not pile up pongs
+                self._transport.send_pong(payload)
+        else:
+            message = self._assembler.accept(kind.value, frame.fin, reserved, payload)
+            if message is None:
+                return
+            if message.kind is Opcode.TEXT:
+                self._on_text(message.payload)
+            else:
+                self._owner.on_leg_binary(self.side, message.payload)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """The connection is gone."""
+        handshake: Any = transport.close_handshake
+        sent = handshake.sent if handshake is not None else None
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._owner.on_leg_lost(self.side, Close(int(sent.code), sent.reason) if sent is not None else None)
+        self._fd = -1
+
+    def pause_writing(self) -> None:
+        """The write buffer is over its limit."""
+        self.blocked = True
+        self._owner.on_leg_blocked(self.side, True)
+
+    def resume_writing(self) -> None:
+        """The write buffer has drained."""
+        self.blocked = False
+        self._owner.on_leg_blocked(self.side, False)
+
+    # From the call
+
+    @property
+    def _transport(self) -> WSTransport:
+        if self.transport is None:
+            raise RuntimeError(f"{self.side.name.lower()} leg used before it was connected")
+        return self.transport
+
+    def send(self, payload: bytes, kind: Opcode = Opcode.TEXT) -> None:
+        """Send a message; never waits. What is sent on a leg that is closing goes nowhere."""
+        self.frames_out += 1
+        self.bytes_out += len(payload)
+        if not self.closing:
+            self._send(_TEXT if kind is Opcode.TEXT else _BINARY, payload)
+
+    def ping(self) -> None:
+        """Send a ping, unless bytes are waiting already: they ask the same."""
+        if not self.blocked and not self.closing:
+            self._transport.send_ping()
+
+    def pause(self) -> None:
+        """Stop reading; each call must be matched by ``resume``."""
+        self._paused += 1
+        if self._paused == 1 and self.transport is not None:
+            self.transport.underlying_transport.pause_reading()
+
+    def resume(self) -> None:
+        """Take back one ``pause``; a no-op without one."""
+        if self._paused:
+            self._paused -= 1
+            if not self._paused and self.transport is not None:
+                self.transport.underlying_transport.resume_reading()
+
+    @property
+    def reading(self) -> bool:
+        """Whether the peer's bytes are being read."""
+        return not self._paused
+
+    def buffered(self) -> int:
+        """Bytes that wait in this process to be written."""
+        if self.transport is None or self.transport.is_disconnected:
+            return 0
+        size: int = self.transport.underlying_transport.get_write_buffer_size()
+        self.largest_buffer = max(size, self.largest_buffer)
+        return size
+
+    def taken(self) -> int:
+        """Bytes that the peer's kernel has acknowledged: what was sent less what waits here and in our kernel."""
+        return self.bytes_out - self.buffered() - _unacknowledged(self._fd)
+
+    def close(self, close: Close) -> None:
+        """Send CLOSE and take no more messages; the peer's CLOSE is still awaited (``closed``)."""
+        if self.closing:
+            return
+        self.closing = True
+        transport = self.transport
+        if transport is None or transport.is_disconnected:
+            return
+        if self._paused:  # its CLOSE must be read
+            self._paused = 0
+            transport.underlying_transport.resume_reading()
+        if close.code == NO_STATUS:
+            transport.send(WSMsgType.CLOSE, close_body(close))
+        else:
+            transport.send_close(cast(WSCloseCode, close.code), close_body(close)[2:])  # picows takes any code
+
+    def disconnect(self) -> None:
+        """Close the connection once what was sent is written."""
+        if self.transport is not None:
+            self.transport.disconnect()
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        self.closing = True
+        if self.transport is not None:
+            self.transport.disconnect(False)
+
+    def abandon(self) -> None:
+        """There will be no connection: nothing is left to wait for."""
+        self.closing = True
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def _unacknowledged(fd: int) -> int:
+    """Bytes in the kernel's send queue that the peer has not acknowledged; 0 where the system does not tell."""
+    if fd < 0 or not sys.platform.startswith("linux"):
+        return 0
+    with contextlib.suppress(OSError):
+        return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    return 0

@@ -1,0 +1,428 @@
+"""One call's life: it owns both legs, carries out what the bridge decides, and sees to it that everything ends.
+
+The only module that acts for a call. Decisions are in ``relay.core``; the audio path is ``_on_client_text`` and
+``_on_model_text``, called straight from the read callbacks.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, assert_never
+
+import msgspec
+import structlog
+
+from fanout import CallRecord, Fanout, Message, OwnedCall, Status, Tombstone
+from relay.config import Agent, Settings
+from relay.core import realtime
+from relay.core.bridge import Action, Bridge, End, Pause, Phase, Resume, Rules, Send, Side, opening_update
+from relay.core.endings import Ending, Why, client_broke_protocol, client_closed, ended, model_closed
+from relay.core.frames import Close, Opcode, Violation
+from relay.core.injection import Injection, Settled
+from relay.core.liveness import Liveness, Pulse
+from relay.legs import Leg
+from relay.tally import Tally
+from relay.upstream import DialError, Target, Upstream
+
+_TICK_SECONDS: Final = 1.0
+_WRITE_BUFFERS_AT_MOST: Final = 32  # write limits that may pile up on a leg before the call ends, see _guard
+
+log = structlog.get_logger("relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a node's calls share."""
+
+    settings: Settings
+    upstream: Upstream
+    bus: Fanout
+    tally: Tally
+    wall: Callable[[], float]  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A call as it was admitted."""
+
+    call_id: str
+    tenant: str
+    agent: Agent
+    target: Target
+    max_message: int
+    voice: bool = False  # /voice: the agent's session is set up for the client, which may send raw PCM
+    binary_audio: bool = False
+    relay_events: bool = False  # the client selected relay.events.v1
+
+
+class Session:
+    """A call on this node, from the upgrade to its tombstone."""
+
+    def __init__(self, services: Services, request: Request) -> None:
+        settings = services.settings
+        self._services = services
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._log = log.bind(call=request.call_id, node=settings.node, region=settings.region)
+        rules = Rules(
+            hold_bytes=settings.hold_bytes,
+            apply_seconds=settings.apply_seconds,
+            binary_client=request.voice,
+            binary_audio=request.binary_audio,
+        )
+        self._bridge = Bridge(rules, _event_id)
+        self._plain_audio_down = not request.binary_audio
+        self._open = False  # both ways flow: plain audio needs no decision
+        limits = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
+        self.client = Leg(Side.CLIENT, self, self._on_client_text, max_message=request.max_message, **limits)
+        self._model = Leg(Side.MODEL, self, self._on_model_text, max_message=settings.max_message_bytes, **limits)
+        self._ending: asyncio.Future[Ending] = self._loop.create_future()
+        self._owned: OwnedCall | None = None
+        self._injected_at: dict[str, float] = {}
+        self._started = services.wall()
+        self._started_at = self._loop.time()
+        self._connect_seconds: float | None = None
+        self._counted = (0, 0, 0, 0)
+        self._held: set[Side] = set()  # legs paused by the bridge
+        self._ticker: asyncio.TimerHandle | None = None
+        self._lives: dict[Side, Liveness] = {}
+
+    @property
+    def call_id(self) -> str:
+        """The call's id."""
+        return self._request.call_id
+
+    # Life
+
+    async def run(self) -> None:
+        """Live the call from the upgrade to the tombstone; returns when nothing of it is left on this node."""
+        self._services.tally.started += 1
+        self._watch(Side.CLIENT)
+        self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self._owned = self._services.bus.own(self._record(), self._deliver)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                opening = tasks.create_task(self._open_model())
+                losing = tasks.create_task(self._yield_when_lost(self._owned))
+                await self._ending
+                opening.cancel()
+                losing.cancel()
+        except* Exception as errors:  # noqa: BLE001  # our bug must end this call, and no other
+            self._log.error("call_failed", exc_info=errors)
+            self.end(ended(Why.NODE_FAILED, "internal error of the relay"))
+        finally:
+            self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
+            self._account(self._ending.result())
+        await self._close_legs(self._ending.result())
+        self._finish()
+
+    async def _open_model(self) -> None:
+        services, owned = self._services, self._owned
+        if owned is None:
+            raise RuntimeError("the call is not on the bus")
+        try:
+            await services.upstream.dial(self._request.target, self._model)
+        except DialError as error:
+            text = realtime.error_event(_event_id(), "server_error", error.code, str(error))
+            self._act([End(ended(error.why, str(error)), text)])
+            return
+        self._connect_seconds = self._loop.time() - self._started_at
+        services.tally.connect.observe(self._connect_seconds)
+        self._watch(Side.MODEL)
+        session = dict(self._request.agent.session) if self._request.voice else {}
+        self._act(self._bridge.on_model_opened(opening_update(session) if session else None))
+        try:
+            async with asyncio.timeout(services.settings.register_seconds):
+                await owned.wait_registered()
+        except TimeoutError:  # the bus is away: the call goes on, and is registered when it is back
+            services.tally.unregistered += 1
+        self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
+        self._open = self._bridge.phase is Phase.OPEN
+
+    async def _yield_when_lost(self, owned: OwnedCall) -> None:
+        """Only a claim with a higher epoch, seen in the home Redis, ends a call from the bus's side."""
+        await owned.wait_lost()
+        self.end(ended(Why.NODE_FAILED, "the call was claimed by another node"))
+
+    def end(self, ending: Ending) -> None:
+        """Begin the end of the call; the first reason stands."""
+        if not self._ending.done():
+            self._open = False
+            self._bridge.on_ended()
+            self._ending.set_result(ending)
+
+    async def _close_legs(self, ending: Ending) -> None:
+        """Close both legs, whatever their peers do: politely within ``close_seconds``, then by force."""
+        self.client.close(ending.close)
+        self._model.close(Close(1000, ""))
+        if self._model.transport is None:
+            self._model.abandon()
+        if ending.why in {Why.CLIENT_SLOW, Why.CLIENT_SILENT}:
+            self.client.abort()
+        if ending.why in {Why.MODEL_SLOW, Why.MODEL_SILENT}:
+            self._model.abort()
+        try:
+            async with asyncio.timeout(self._services.settings.close_seconds):
+                await self._model.closed
+                await self.client.closed
+        except TimeoutError:
+            pass
+        finally:
+            self._model.abort()
+            self.client.abort()
+
+    def _account(self, ending: Ending) -> None:
+        """Count the end and write the call's one log line."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._count()
+        tally, seconds = self._services.tally, self._loop.time() - self._started_at
+        tally.ended[ending.why] += 1
+        tally.duration.observe(seconds)
+        connected = self._connect_seconds
+        self._log.info(
+            "call_ended",
+            why=ending.why.label,
+            fault=ending.why.fault,
+            close_code=ending.close.code,
+            model_close_code=ending.model_code,
+            tenant=self._request.tenant,
+            agent=self._request.agent.name,
+            seconds=round(seconds, 3),
+            connect_seconds=round(connected, 4) if connected is not None else None,
+            client_frames=self.client.frames_in,
+            client_bytes=self.client.bytes_in,
+            model_frames=self._model.frames_in,
+            model_bytes=self._model.bytes_in,
+            largest_buffer=max(self.client.largest_buffer, self._model.largest_buffer),
+        )
+
+    def _finish(self) -> None:
+        ending, request, settings = self._ending.result(), self._request, self._services.settings
+        if self._owned is not None:
+            tombstone = Tombstone(
+                id=request.call_id,
+                tenant=request.tenant,
+                node=settings.node,
+                region=settings.region,
+                started_at=self._started,
+                ended_at=self._services.wall(),
+                why=ending.why.label,
+                fault=ending.why.fault,
+                close_code=ending.close.code,
+                upstream_close_code=ending.model_code,
+            )
+            self._owned.end(tombstone)
+
+    def _record(self) -> CallRecord:
+        request, settings = self._request, self._services.settings
+        return CallRecord(
+            id=request.call_id,
+            tenant=request.tenant,
+            node=settings.node,
+            region=settings.region,
+            agent=request.agent.name,
+            model=request.target.model or "",
+            started_at=self._started,
+        )
+
+    def _started_event(self) -> bytes | None:
+        if not self._request.relay_events:
+            return None
+        settings = self._services.settings
+        event = {"type": "relay.started", "event_id": _event_id(), "call_id": self.call_id}
+        return realtime.encode(event | {"node": settings.node, "region": settings.region})
+
+    # Messages of the legs, called from the read callbacks
+
+    def _on_client_text(self, message: bytes) -> None:
+        if self._open and realtime.is_whole_append(message):
+            self._model.send(message)
+        else:
+            self._act(self._bridge.on_client_text(message))
+
+    def _on_model_text(self, message: bytes) -> None:
+        if self._open and self._plain_audio_down and realtime.is_audio_delta(message):
+            self.client.send(message)
+        else:
+            self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
+
+    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+        """A binary message: raw audio of a /voice client; no known model sends one."""
+        if side is Side.CLIENT:
+            self._act(self._bridge.on_client_binary(payload))
+        elif self._open:
+            self.client.send(payload, Opcode.BINARY)
+
+    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+        """A peer broke the protocol: the client is told so; the model is, and the client learns that it was lost."""
+        if side is Side.CLIENT:
+            self.end(client_broke_protocol(violation.code, violation.reason))
+        else:
+            self._model.close(Close(violation.code, violation.reason))
+            self.end(ended(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol"))
+
+    def on_leg_close(self, side: Side, close: Close) -> None:
+        """A peer closes, or answers our CLOSE."""
+        leg = self._leg(side)
+        if not leg.closing:
+            self.end(client_closed(close) if side is Side.CLIENT else model_closed(close))
+            leg.close(close)
+        leg.disconnect()
+
+    def on_leg_lost(self, side: Side, sent: Close | None) -> None:
+        """A connection is gone; where picows refused a frame by itself, the code that it sent says why."""
+        refused = sent if sent is not None and not self._leg(side).closing else None
+        if side is Side.CLIENT:
+            self.end(client_broke_protocol(*refused) if refused is not None else ended(Why.CLIENT_LOST))
+        elif refused is not None:
+            self.end(ended(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol"))
+        else:
+            self.end(ended(Why.MODEL_LOST, "the connection to the model was lost"))
+
+    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+        """A leg that cannot be written pauses the reading of its peer."""
+        self._leg(side).buffered()
+        peer = self._model if side is Side.CLIENT else self.client
+        if blocked:
+            peer.pause()
+        else:
+            peer.resume()
+        if side is Side.MODEL:
+            self._act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
+
+    def on_leg_failed(self, side: Side, error: Exception) -> None:
+        """Our own bug: it ends this call, with a traceback, and no other."""
+        self._log.error("call_failed", leg=side.name.lower(), exc_info=error)
+        self.end(ended(Why.NODE_FAILED, "internal error of the relay"))
+
+    # Messages of backends
+
+    def _deliver(self, message: Message) -> None:
+        """Take a message from the inbox; called by the bus on the event loop, in order."""
+        try:
+            item, response = _fields(message)
+        except (msgspec.DecodeError, TypeError):
+            error = {"code": "malformed_message", "message": "The message could not be read by the call's node."}
+            self._settle(Settled(message.id, message.item_id, "rejected", error))
+            return
+        now = self._loop.time()
+        self._injected_at[message.id] = now
+        injection = Injection(message.id, message.item_id, item, response, message.expires_at)
+        self._act(self._bridge.inject(injection, now, self._services.wall()))
+
+    def _settle(self, settled: Settled) -> None:
+        tally = self._services.tally
+        tally.injected[settled.status] += 1
+        since = self._injected_at.pop(settled.message_id, None)
+        if since is not None and settled.status == "applied":
+            tally.apply.observe(self._loop.time() - since)
+        if self._owned is not None:
+            self._owned.settle(settled.message_id, Status(settled.status), item_id=settled.item_id, error=settled.error)
+
+    # Carrying out
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(side, payload, kind):
+                    leg = self._leg(side)
+                    leg.send(payload, kind)
+                    self._guard(leg)
+                case Settled():
+                    self._settle(action)
+                case Pause(side):
+                    self._hold(side, True)
+                case Resume(side):
+                    self._hold(side, False)
+                case End(ending, error):
+                    if error is not None and not self._ending.done():
+                        self.client.send(error)
+                    self.end(ending)
+                case _:
+                    assert_never(action)
+
+    def _hold(self, side: Side, held: bool) -> None:
+        """Pause a leg because what it sent is held, once however often the bridge asks."""
+        if held != (side in self._held):
+            self._held ^= {side}
+            leg = self._leg(side)
+            if held:
+                leg.pause()
+            else:
+                leg.resume()
+
+    def _guard(self, leg: Leg) -> None:
+        """Bound what answers and injected messages can pile up on a leg that takes nothing.
+
+        Pausing the other leg bounds what is forwarded; a peer that floods us with what we must answer is not bounded
+        by that.
+        """
+        if leg.blocked and leg.buffered() > _WRITE_BUFFERS_AT_MOST * self._services.settings.write_buffer_bytes:
+            self.end(self._slow(leg.side))
+
+    def _slow(self, side: Side) -> Ending:
+        seconds = self._services.settings.stall_seconds
+        if side is Side.CLIENT:
+            return ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s")
+        return ended(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
+
+    def _leg(self, side: Side) -> Leg:
+        return self.client if side is Side.CLIENT else self._model
+
+    def _watch(self, side: Side) -> None:
+        settings = self._services.settings
+        self._lives[side] = Liveness(
+            stall_seconds=settings.stall_seconds,
+            ping_seconds=settings.ping_seconds,
+            pong_seconds=settings.pong_seconds,
+            now=self._loop.time(),
+        )
+
+    def _tick(self) -> None:
+        if self._ending.done():
+            return
+        self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
+        try:
+            self._look()
+        except Exception as error:  # noqa: BLE001  # a call whose clocks are broken must not live on without them
+            self.on_leg_failed(Side.CLIENT, error)
+
+    def _look(self) -> None:
+        self._count()
+        now = self._loop.time()
+        for side, life in self._lives.items():
+            leg = self._leg(side)
+            taken = leg.taken() if leg.blocked else 0
+            match life.look(now, received=leg.frames_in, reading=leg.reading, blocked=leg.blocked, taken=taken):
+                case Pulse.PING:
+                    leg.ping()
+                case Pulse.STALLED:
+                    self.end(self._slow(side))
+                case Pulse.SILENT:
+                    silent = Why.CLIENT_SILENT if side is Side.CLIENT else Why.MODEL_SILENT
+                    self.end(ended(silent, f"no answer to a ping of the {side.name.lower()} leg"))
+        self._act(self._bridge.on_tick(now))
+
+    def _count(self) -> None:
+        """Add what the legs counted since last time to the node's tally."""
+        tally, before = self._services.tally, self._counted
+        now = (self.client.frames_in, self.client.bytes_in, self._model.frames_in, self._model.bytes_in)
+        self._counted = now
+        tally.frames["client"] += now[0] - before[0]
+        tally.bytes["client"] += now[1] - before[1]
+        tally.frames["model"] += now[2] - before[2]
+        tally.bytes["model"] += now[3] - before[3]
+
+
+def _fields(message: Message) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Decode a message's item, with its id, and its response.create fields."""
+    item: dict[str, Any] = {**msgspec.json.decode(message.item), "id": message.item_id}
+    if message.response is False:
+        return item, None
+    return item, dict(msgspec.json.decode(message.response)) if isinstance(message.response, bytes) else {}
+
+
+def _event_id() -> str:
+    return f"event_{secrets.token_hex(10)}"

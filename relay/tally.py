@@ -1,0 +1,49 @@
+"""A node's counts as plain integers: the data path adds to them, ``/metrics`` reads them.
+
+An increment costs tens of nanoseconds; a metric library's labelled child costs a microsecond and more.
+"""
+
+from bisect import bisect_left
+from typing import Final
+
+from relay.core.endings import Why
+
+CONNECT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+DURATION_BUCKETS: Final = (1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
+INJECT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0)
+
+
+class Histogram:
+    """Counts by bucket; ``bounds`` are upper bounds in seconds."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Tally:
+    """All counts of one node. Labels are the closed sets that the dictionaries are made with."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.ended: dict[Why, int] = dict.fromkeys(Why, 0)
+        self.refused: dict[int, int] = dict.fromkeys((400, 401, 403, 404, 409, 410, 413, 422, 426, 429, 500, 503), 0)
+        self.frames = {"client": 0, "model": 0}  # received, by leg
+        self.bytes = {"client": 0, "model": 0}
+        self.unregistered = 0  # calls that went on before the bus had them
+        self.injected: dict[str, int] = dict.fromkeys(("applied", "answered", "failed", "rejected", "expired"), 0)
+        self.connect = Histogram(CONNECT_BUCKETS)
+        self.duration = Histogram(DURATION_BUCKETS)
+        self.apply = Histogram(INJECT_BUCKETS)
+
+    def refuse(self, status: int) -> None:
+        """Count a request that was refused; a status that is not in the set counts as 500."""
+        self.refused[status if status in self.refused else 500] += 1

@@ -1,0 +1,103 @@
+"""Tokens: JWTs that say who may do what. Reads, checks and writes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import jwt
+
+from relay.admission import Refused
+
+_BROWSER_PREFIX: Final = "ek_"  # client tokens look like OpenAI's: its SDKs accept no other in a browser
+_LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
+SCOPES: Final = frozenset({"call", "control", "read", "mint"})
+
+
+class BadToken(Exception):
+    """The token cannot be accepted; ``str()`` says why, without the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified token says."""
+
+    tenant: str
+    scope: frozenset[str]
+    agent: str = "default"
+    plan: str | None = None
+    call: str | None = None
+    jti: str | None = None
+    browser: bool = field(default=False)  # a client token: tighter limits
+
+
+def verify(token: str, secrets: Sequence[str]) -> Claims:
+    """Check a token's signature and time and return its claims; any of ``secrets`` may have signed it.
+
+    Raises:
+        BadToken: wrong signature, expired, or a claim is missing or of the wrong type.
+    """
+    browser = token.startswith(_BROWSER_PREFIX)
+    text = token.removeprefix(_BROWSER_PREFIX)
+    for secret in secrets:
+        try:
+            payload = jwt.decode(
+                text,
+                secret,
+                algorithms=["HS256"],
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "tenant", "scope"], "verify_aud": False},
+            )
+        except jwt.InvalidSignatureError:
+            continue
+        except jwt.ExpiredSignatureError:
+            raise BadToken("The token has expired.") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise BadToken(f"The token has no {error.claim!r} claim.") from None
+        except jwt.InvalidTokenError:
+            raise BadToken("The token is malformed.") from None
+        return _claims(payload, browser)
+    raise BadToken("The token's signature is wrong.")
+
+
+def authenticate(token: str | None, secrets: Sequence[str], scope: str) -> Claims:
+    """Return the claims of a token that has the scope.
+
+    Raises:
+        Refused: 401 without a good token, 403 without the scope.
+    """
+    if token is None:
+        text = "No token: send 'Authorization: Bearer <token>' or the subprotocol 'openai-insecure-api-key.<token>'."
+        raise Refused(401, "missing_token", text, kind="authentication_error")
+    try:
+        claims = verify(token, secrets)
+    except BadToken as error:
+        raise Refused(401, "invalid_api_key", str(error), kind="authentication_error") from None
+    if scope not in claims.scope:
+        raise Refused(403, "missing_scope", f"The token lacks the scope {scope!r}.", kind="permission_error")
+    return claims
+
+
+def _claims(payload: dict[str, Any], browser: bool) -> Claims:
+    tenant, scope = payload["tenant"], payload["scope"]
+    if not isinstance(tenant, str) or not tenant:
+        raise BadToken("The token's 'tenant' must be a string.")
+    if not isinstance(scope, list) or not all(isinstance(entry, str) for entry in scope):
+        raise BadToken("The token's 'scope' must be a list of strings.")
+    for name in ("agent", "plan", "call", "jti"):
+        if not isinstance(payload.get(name, ""), str):
+            raise BadToken(f"The token's {name!r} must be a string.")
+    return Claims(
+        tenant=tenant,
+        scope=frozenset(scope),
+        agent=payload.get("agent", "default"),
+        plan=payload.get("plan"),
+        call=payload.get("call"),
+        jti=payload.get("jti"),
+        browser=browser,
+    )
+
+
+def mint(secret: str, *, tenant: str, scope: Sequence[str], expires_at: float, **claims: str) -> str:
+    """Sign a token. ``expires_at`` is in seconds since the epoch; ``claims`` may be agent, plan, call and jti."""
+    payload = {"tenant": tenant, "scope": list(scope), "exp": int(expires_at), **claims}
+    return jwt.encode(payload, secret, algorithm="HS256")
