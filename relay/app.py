@@ -228,5 +228,34 @@ def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, 
     return metrics
 
 
+_BUS_GAUGES = {
+    "connected": "1 while this node's subscriptions in the region's Redis are live.",
+    "wanted": "Channels that this node should be subscribed to.",
+    "held": "Channels that it is subscribed to.",
+    "owned": "Calls of this node whose home is the region.",
+    "unregistered": "Owned calls that the region's Redis does not have yet.",
+    "unwritten": "Verdicts on messages that Redis does not have yet.",
+    "outgoing": "Messages under way from this node.",
+}
+_BUS_COUNTERS = {
+    "connects": "Subscriber connections made.",
+    "redis_errors": "Commands and connections that failed.",
+    "messages": "Envelopes received.",
+    "unreadable_envelopes": "Envelopes skipped: malformed, or of a newer version.",
+    "delivered": "Messages handed to calls.",
+    "gaps": "Gaps in the chain of a call's messages, closed by reading its inbox.",
+    "published": "Messages written into inboxes.",
+    "repeated": "Messages published again because no answer came.",
+}
+
+
 def _bus_metrics(metrics: Metrics, bus: Fanout) -> None:
     """The bus's own counts, by region; see ``fanout.Fanout.status``."""
+
+    def by_region(key: str) -> Callable[[], dict[str, float]]:
+        return lambda: {region: values[key] for region, values in bus.status()["regions"].items()}
+
+    for key, text in _BUS_GAUGES.items():
+        metrics.gauges(f"relay_bus_{key}", text, "region", by_region(key))
+    for key, text in _BUS_COUNTERS.items():
+        metrics.counters(f"relay_bus_{key}_total", text, "region", by_region(key))

@@ -1,0 +1,49 @@
+"""Messages between nodes: put in on any node, they reach the node that owns the call, once, in order, with a receipt.
+
+It knows calls, messages and Redis; it never touches a client's or a model's socket, and imports neither relay nor ops.
+"""
+
+from fanout.errors import (
+    BusFull,
+    BusTimeout,
+    CallEnded,
+    CallNotFound,
+    CallNotStarted,
+    CallTaken,
+    FanoutError,
+    IdempotencyConflict,
+    InboxFull,
+    MessageTooLarge,
+    RegionUnreachable,
+)
+from fanout.ids import home_region, item_id_for, new_call_id
+from fanout.messages import CallPage, CallRecord, Message, Receipt, Status, Tombstone
+from fanout.node import Fanout
+from fanout.owned import OwnedCall
+from fanout.settings import BusSettings
+
+__all__ = [
+    "BusFull",
+    "BusSettings",
+    "BusTimeout",
+    "CallEnded",
+    "CallNotFound",
+    "CallNotStarted",
+    "CallPage",
+    "CallRecord",
+    "CallTaken",
+    "Fanout",
+    "FanoutError",
+    "IdempotencyConflict",
+    "InboxFull",
+    "Message",
+    "MessageTooLarge",
+    "OwnedCall",
+    "Receipt",
+    "RegionUnreachable",
+    "Status",
+    "Tombstone",
+    "home_region",
+    "item_id_for",
+    "new_call_id",
+]

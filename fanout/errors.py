@@ -1,0 +1,91 @@
+"""What the bus refuses, and why: one type per answer that a caller can give, with fields instead of sentences."""
+
+from fanout.messages import Tombstone
+
+
+class FanoutError(Exception):
+    """Base of all that this package raises on purpose."""
+
+
+class CallNotFound(FanoutError):
+    """No such call, or another tenant's: the two look the same from outside."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"no call {call_id}")
+        self.call_id = call_id
+
+
+class CallNotStarted(FanoutError):
+    """The id was reserved for a client that has not connected yet."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"call {call_id} has not started")
+        self.call_id = call_id
+
+
+class CallEnded(FanoutError):
+    """The call is over; its tombstone says why."""
+
+    def __init__(self, tombstone: Tombstone) -> None:
+        super().__init__(f"call {tombstone.id} ended: {tombstone.why}")
+        self.tombstone = tombstone
+
+
+class CallTaken(FanoutError):
+    """The call has another owner; the one who asked must yield."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"call {call_id} has another owner")
+        self.call_id = call_id
+
+
+class InboxFull(FanoutError):
+    """The call has as many unanswered messages, or bytes of them, as its inbox holds."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"inbox of {call_id} is full")
+        self.call_id = call_id
+
+
+class IdempotencyConflict(FanoutError):
+    """The message id was used before with another body."""
+
+    def __init__(self, call_id: str, message_id: str) -> None:
+        super().__init__(f"message {message_id} was put into {call_id} with another body")
+        self.call_id = call_id
+        self.message_id = message_id
+
+
+class MessageTooLarge(FanoutError):
+    """The packed message exceeds the limit of the bus."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"message of {size} bytes, limit {limit}")
+        self.size = size
+        self.limit = limit
+
+
+class BusFull(FanoutError):
+    """This node has as many messages under way as it may hold."""
+
+    def __init__(self, items: int, size: int) -> None:
+        super().__init__(f"{items} messages of {size} bytes under way")
+        self.items = items
+        self.size = size
+
+
+class BusTimeout(FanoutError):
+    """Nothing was written in time: earlier messages of this node to the same call were still without an answer."""
+
+    def __init__(self, call_id: str, message_id: str) -> None:
+        super().__init__(f"message {message_id} to {call_id} had to wait for earlier ones")
+        self.call_id = call_id
+        self.message_id = message_id
+
+
+class RegionUnreachable(FanoutError):
+    """The Redis of the call's home region did not answer; whether anything was written there is unknown."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(f"region {region} is unreachable")
+        self.region = region

@@ -1,0 +1,119 @@
+"""Decides what the simulated model answers: it parrots speech, quotes text, and calls tools.
+
+A pure function of what is new in the conversation and of the settings. The words are chosen so that a test can see what
+reached the model: injected system messages and tool outputs are quoted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ops.simulator.conversation import Item
+from ops.simulator.speech import Clip, Format, beeps
+
+QUOTE_LIMIT = 2_000  # a transcript is streamed word by word: don't stream 256,000 characters of them
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """An answer in words; `clip` is None where the answer is text only."""
+
+    text: str
+    clip: Clip | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """A response that the model could not make."""
+
+    code: str
+    message: str
+
+
+Plan = Say | Call | Fail
+
+
+def plan(new: Sequence[Item], config: dict[str, Any], *, tool_was_answered: bool, echo_cap_ms: int) -> Plan:
+    """The answer to the items that no response has seen yet; `config` has the shape of a response object."""
+    tool = _tool_to_call(new, config, tool_was_answered)
+    if tool is not None:
+        return Call(tool["name"], json.dumps(_example(tool.get("parameters") or {})))
+    words = _words(new, config["instructions"])
+    if config["output_modalities"] == ["text"]:
+        return Say(words, None)
+    coding = Format.named(config["audio"]["output"]["format"]["type"])
+    spoken = next((item.spoken for item in reversed(new) if item.spoken is not None), None)
+    if spoken is not None and not any(item.kind == "function_call_output" for item in new):
+        return Say(words, spoken.first(echo_cap_ms).to(coding))
+    return Say(words, beeps(words, coding))
+
+
+def _words(new: Sequence[Item], instructions: str | None) -> str:
+    said: list[str] = []
+    aside: list[str] = []
+    for item in new:
+        quoted = item.text()[:QUOTE_LIMIT]
+        if item.kind == "function_call_output":
+            said.append(f"The tool said: {quoted}")
+        elif item.kind == "system":
+            aside.append(f"(system: {quoted})")
+        elif item.kind == "user" and (item.spoken is not None or item.spoken_ms):
+            said.append(f"You said {item.spoken_ms / 1000:.1f} seconds of speech.")
+        elif item.kind == "user":
+            said.append(f"You said: {quoted}" if quoted else "You sent something that has no words.")
+    if instructions:
+        aside.append(f"(instructions: {instructions[:QUOTE_LIMIT]})")
+    return " ".join([*(said or ["I am listening."]), *aside])
+
+
+def _tool_to_call(new: Sequence[Item], config: dict[str, Any], tool_was_answered: bool) -> dict[str, Any] | None:
+    tools: list[dict[str, Any]] = [tool for tool in config["tools"] if tool["type"] == "function"]
+    choice = config["tool_choice"]
+    if not tools or choice == "none" or any(item.kind == "function_call_output" for item in new):
+        return None  # a tool's output is told, not answered by another call: a forced choice would never end
+    if isinstance(choice, dict):
+        return next((tool for tool in tools if tool["name"] == choice.get("name")), None)
+    users = [item for item in new if item.kind == "user"]
+    for item in users:
+        words = item.text().lower().replace("_", " ")
+        for tool in tools:
+            if tool["name"].lower().replace("_", " ") in words:
+                return tool
+    spoke = any(item.spoken_ms for item in users)
+    if choice == "required" or (spoke and not tool_was_answered):
+        return tools[0]
+    return None
+
+
+def _example(schema: Any, depth: int = 0) -> Any:
+    """A plausible value of a JSON schema: required properties only, the first of an enum."""
+    if not isinstance(schema, dict) or depth > 8:
+        return "test"
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if "const" in schema:
+        return schema["const"]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return _example(schema[key][0], depth + 1)
+    kind = schema.get("type", "object" if "properties" in schema or depth == 0 else "string")
+    if isinstance(kind, list):
+        kind = next((each for each in kind if each != "null"), "null")
+    if kind == "object":
+        properties = schema.get("properties") or {}
+        names = [name for name in schema.get("required") or () if isinstance(name, str)]
+        return {name: _example(properties.get(name), depth + 1) for name in names}
+    if kind == "array":
+        return [_example(schema.get("items"), depth + 1)] if schema.get("minItems") else []
+    return {"integer": 1, "number": 1, "boolean": True, "null": None}.get(str(kind), "test")

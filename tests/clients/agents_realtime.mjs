@@ -1,0 +1,129 @@
+// The official `@openai/agents-realtime` SDK (RealtimeSession over its WebSocket transport), unmodified, against a relay.
+// Usage: RELAY_URL=ws://127.0.0.1:8080 RELAY_TOKEN=… node agents_realtime.mjs [spoken_turn|function_call|error]…
+
+import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession, tool } from "@openai/agents-realtime";
+import { createRequire } from "node:module";
+import { z } from "zod";
+
+import { check, Events, run, settings, speech } from "./harness.mjs";
+
+const { url, token, model } = settings();
+const { version } = createRequire(import.meta.url)("./package-lock.json").packages["node_modules/@openai/agents-realtime"];
+
+async function withSession(tools, talk) {
+  const transport = new OpenAIRealtimeWebSocket({ url: `${url.origin}/v1/realtime?model=${encodeURIComponent(model)}` });
+  const agent = new RealtimeAgent({ name: "tester", instructions: "Be brief.", tools });
+  const session = new RealtimeSession(agent, {
+    transport,
+    model,
+    config: {
+      outputModalities: ["audio"],
+      audio: {
+        input: {
+          format: { type: "audio/pcm", rate: 24000 },
+          transcription: { model: "gpt-4o-mini-transcribe" },
+          turnDetection: { type: "server_vad" },
+        },
+      },
+    },
+  });
+  const events = new Events();
+  const errors = new Events();
+  let upgrade = {};
+  transport.on("connection_change", (state) => {
+    if (state === "connecting")
+      transport.connectionState.websocket.on("upgrade", ({ headers }) => (upgrade = headers));
+    if (state === "disconnected") events.end("the connection is closed");
+  });
+  session.on("transport_event", (event) => events.add(event));
+  session.on("error", ({ error }) => errors.add({ type: "error", error }));
+  session.on("audio", ({ data }) => events.add({ type: "sdk.audio", bytes: data.byteLength }));
+  session.on("agent_tool_start", () => events.add({ type: "sdk.tool_start" }));
+  session.on("agent_tool_end", (_context, _agent, _tool, result) => events.add({ type: "sdk.tool_end", result }));
+  session.on("history_updated", () => events.add({ type: "sdk.history" }));
+  try {
+    await session.connect({ apiKey: token });
+    await events.wait("session.created");
+    await events.wait("session.updated");
+    const result = await talk(session, events, errors);
+    return { call_id: upgrade["x-call-id"] ?? null, node: upgrade["x-relay-node"] ?? null, ...result };
+  } finally {
+    session.close();
+  }
+}
+
+function spokenTurn() {
+  return withSession([], async (session, events, errors) => {
+    for await (const pcm of speech()) session.sendAudio(pcm);
+    await events.wait("input_audio_buffer.speech_started");
+    await events.wait("input_audio_buffer.committed");
+    await events.wait("response.created");
+    const { bytes } = await events.wait("sdk.audio");
+    check(bytes > 0, "the first audio event is empty");
+    const { response } = await events.wait("response.done");
+    check(response.status === "completed", `the response is ${response.status}: ${JSON.stringify(response.status_details)}`);
+    // The SDK's own picture of the conversation: both sides, with their transcripts.
+    await events.until("history with both transcripts", () =>
+      ["user", "assistant"].every((role) =>
+        session.history.some((item) => item.role === role && item.content[0]?.transcript),
+      ),
+    );
+    check(errors.count("error") === 0, "the SDK reported an error");
+    return {
+      audio_events: events.count("sdk.audio"),
+      transcripts: session.history.map((item) => item.content?.[0]?.transcript),
+      response: response.status,
+    };
+  });
+}
+
+function functionCall() {
+  const cities = [];
+  const weather = tool({
+    name: "get_weather",
+    description: "The weather in a city.",
+    parameters: z.object({ city: z.string() }),
+    execute: ({ city }) => {
+      cities.push(city);
+      return { celsius: 21 };
+    },
+  });
+  return withSession([weather], async (session, events, errors) => {
+    session.sendMessage("Use get_weather to tell me the weather in Paris.");
+    await events.wait("response.function_call_arguments.done");
+    const { result } = await events.wait("sdk.tool_end");
+    // The response that called the tool ends before or after the tool does; the answer is the one that says something.
+    const { response } = await events.wait("response.done", ({ response: { output } }) =>
+      output?.some((item) => item.type === "message"),
+    );
+    check(response.status === "completed", `the second response is ${response.status}`);
+    check(cities.length === 1, `the tool ran ${cities.length} times`);
+    check(events.count("response.done") === 2, `there were ${events.count("response.done")} responses`);
+    check(errors.count("error") === 0, "the SDK reported an error");
+    return { arguments: cities, result, response: response.status };
+  });
+}
+
+function errorEvent() {
+  return withSession([], async (session, events, errors) => {
+    const event_id = "evt_of_the_client";
+    session.transport.sendEvent({
+      type: "session.update",
+      event_id,
+      session: { type: "realtime", no_such_parameter: true },
+    });
+    const { error } = await events.wait("error");
+    check(error.event_id === event_id, `the error names event ${error.event_id}, not ${event_id}`);
+    await errors.wait("error");
+    session.sendMessage("Are you still there?");
+    const { response } = await events.wait("response.done"); // the session lives on
+    check(response.status === "completed", `the response after the error is ${response.status}`);
+    return { code: error.code, message: error.message, param: error.param, event_id: error.event_id };
+  });
+}
+
+await run(`@openai/agents-realtime ${version}`, {
+  spoken_turn: spokenTurn,
+  function_call: functionCall,
+  error: errorEvent,
+});

@@ -1,0 +1,126 @@
+// The official npm `openai` client (realtime/ws), unmodified, against a relay.
+// Usage: RELAY_URL=wss://127.0.0.1:8443 RELAY_CA=cert.pem RELAY_TOKEN=… node openai_ws.mjs [spoken_turn|function_call|error]…
+
+import { connect } from "node:net";
+
+import OpenAI from "openai";
+import { OpenAIRealtimeWS } from "openai/realtime/ws";
+import { VERSION } from "openai/version";
+
+import { check, Events, run, settings, speech } from "./harness.mjs";
+
+const { url, token, model } = settings();
+
+async function withCall(talk) {
+  const secure = url.protocol === "wss:";
+  const client = new OpenAI({ apiKey: token, baseURL: `${secure ? "https" : "http"}://${url.host}/v1` });
+  // The client always asks for TLS. To a plain-text node it can only be pointed by handing it the TCP connection.
+  const options = secure ? {} : { createConnection: () => connect(Number(url.port || 80), url.hostname) };
+  const call = new OpenAIRealtimeWS({ model, options }, client);
+  const events = new Events();
+  let upgrade = {};
+  let closing = false;
+  call.socket.on("upgrade", ({ headers }) => (upgrade = headers));
+  call.socket.on("close", (code, reason) => events.end(`the relay closed with ${code} ${reason}`));
+  call.on("event", (event) => events.add(event));
+  call.on("error", (error) => {
+    // What the server sent comes as an event as well; the rest is trouble with the socket.
+    if (!error.error && !closing) events.end(`${error.message}`);
+  });
+  try {
+    await events.wait("session.created");
+    const result = await talk(call, events);
+    return { call_id: upgrade["x-call-id"] ?? null, node: upgrade["x-relay-node"] ?? null, ...result };
+  } finally {
+    closing = true;
+    call.close();
+  }
+}
+
+function spokenTurn() {
+  return withCall(async (call, events) => {
+    call.send({
+      type: "session.update",
+      session: {
+        type: "realtime",
+        output_modalities: ["audio"],
+        audio: {
+          input: {
+            format: { type: "audio/pcm", rate: 24000 },
+            transcription: { model: "gpt-4o-mini-transcribe" },
+            turn_detection: { type: "server_vad" },
+          },
+        },
+      },
+    });
+    await events.wait("session.updated");
+    for await (const pcm of speech())
+      call.send({ type: "input_audio_buffer.append", audio: Buffer.from(pcm).toString("base64") });
+    const { audio_start_ms } = await events.wait("input_audio_buffer.speech_started");
+    await events.wait("input_audio_buffer.committed");
+    await events.wait("response.created");
+    const { delta } = await events.wait("response.output_audio.delta");
+    check(Buffer.from(delta, "base64").length > 0, "the first audio delta is empty");
+    const { response } = await events.wait("response.done");
+    check(response.status === "completed", `the response is ${response.status}: ${JSON.stringify(response.status_details)}`);
+    return { audio_start_ms, audio_deltas: events.count("response.output_audio.delta"), response: response.status };
+  });
+}
+
+function functionCall() {
+  return withCall(async (call, events) => {
+    call.send({
+      type: "session.update",
+      session: {
+        type: "realtime",
+        tools: [
+          {
+            type: "function",
+            name: "get_weather",
+            description: "The weather in a city.",
+            parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+          },
+        ],
+      },
+    });
+    await events.wait("session.updated");
+    call.send({
+      type: "conversation.item.create",
+      item: {
+        type: "message",
+        role: "user",
+        content: [{ type: "input_text", text: "Use get_weather to tell me the weather in Paris." }],
+      },
+    });
+    call.send({ type: "response.create" });
+    const { call_id, name, arguments: given } = await events.wait("response.function_call_arguments.done");
+    check(name === undefined || name === "get_weather", `it called ${name}`);
+    check(typeof JSON.parse(given).city === "string", `its arguments are ${given}`);
+    await events.wait("response.done");
+    call.send({
+      type: "conversation.item.create",
+      item: { type: "function_call_output", call_id, output: JSON.stringify({ celsius: 21 }) },
+    });
+    call.send({ type: "response.create" });
+    const { response } = await events.wait("response.done");
+    check(response.status === "completed", `the second response is ${response.status}`);
+    check(response.output?.some((item) => item.type === "message"), "the second response says nothing");
+    return { tool_call_id: call_id, arguments: given, response: response.status };
+  });
+}
+
+function errorEvent() {
+  return withCall(async (call, events) => {
+    const event_id = "evt_of_the_client";
+    const seen = new Promise((resolve) => call.on("error", resolve));
+    call.send({ type: "session.update", event_id, session: { type: "realtime", no_such_parameter: true } });
+    const { error } = await events.wait("error");
+    check(error.event_id === event_id, `the error names event ${error.event_id}, not ${event_id}`);
+    check((await seen).event_id !== undefined, "the client did not report it");
+    call.send({ type: "session.update", session: { type: "realtime", instructions: "Go on." } });
+    await events.wait("session.updated"); // the session lives on
+    return { code: error.code, message: error.message, param: error.param, event_id: error.event_id };
+  });
+}
+
+await run(`openai ${VERSION}`, { spoken_turn: spokenTurn, function_call: functionCall, error: errorEvent });

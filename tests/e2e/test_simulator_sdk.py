@@ -1,0 +1,190 @@
+"""The official Python SDKs, unmodified, against the simulator: they must not be able to tell."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from agents import function_tool
+from agents.realtime import RealtimeAgent, RealtimeRunner, RealtimeSession
+from agents.realtime.events import RealtimeSessionEvent
+from openai import AsyncOpenAI
+from openai.resources.realtime.realtime import AsyncRealtimeConnection
+
+from ops.simulator.response import Pace
+from ops.simulator.server import Settings, Simulator, serve
+from ops.simulator.session import Behaviour
+from ops.simulator.speech import tone
+
+SPOKEN_TURN = bytes(300 * 48) + tone(1) + bytes(600 * 48)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with serve(Settings()) as server:
+        yield server
+
+
+@pytest.fixture
+async def sdk(simulator: Simulator) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(api_key="sk-test", base_url=f"{simulator.http_url}/v1") as client:
+        yield client
+
+
+@pytest.fixture
+async def slow_simulator() -> AsyncIterator[Simulator]:
+    """Answers in real time, so that there is time to interrupt them."""
+    async with serve(Settings(behaviour=Behaviour(pace=Pace(speed=1)))) as server:
+        yield server
+
+
+async def hear(rt: AsyncRealtimeConnection, pcm: bytes) -> None:
+    for i in range(0, len(pcm), 4_800):
+        await rt.input_audio_buffer.append(audio=b64encode(pcm[i : i + 4_800]).decode())
+
+
+async def until(rt: AsyncRealtimeConnection, kind: str) -> list[Any]:
+    events: list[Any] = []
+    async with asyncio.timeout(10):
+        while not events or events[-1].type != kind:
+            events.append(await rt.recv())
+    return events
+
+
+async def test_openai_a_spoken_turn(sdk: AsyncOpenAI):
+    async with sdk.realtime.connect(model="sim") as rt:
+        first = await rt.recv()
+        assert first.type == "session.created"
+        await rt.session.update(
+            session={"type": "realtime", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+        )
+        await hear(rt, SPOKEN_TURN)
+        events = await until(rt, "response.done")
+        audio = b"".join(b64decode(event.delta) for event in events if event.type == "response.output_audio.delta")
+        assert audio == SPOKEN_TURN[: len(audio)]
+        assert len(audio) == 1400 * 48
+        transcript = next(event.transcript for event in events if event.type == "response.output_audio_transcript.done")
+        assert transcript == "You said 1.0 seconds of speech."
+        assert events[-1].response.usage.total_tokens > 0
+
+
+async def test_openai_a_text_turn_a_tool_and_an_error(sdk: AsyncOpenAI):
+    tool: Any = {
+        "type": "function",
+        "name": "lookup",
+        "parameters": {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
+    }
+    async with sdk.realtime.connect(model="sim") as rt:
+        await rt.session.update(session={"type": "realtime", "tools": [tool], "output_modalities": ["text"]})
+        hello: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "lookup, please"}]}
+        await rt.conversation.item.create(item=hello)
+        await rt.response.create()
+        call = (await until(rt, "response.done"))[-1].response.output[0]
+        assert (call.type, call.name, call.arguments) == ("function_call", "lookup", '{"q": "test"}')
+        await rt.conversation.item.create(
+            item={"type": "function_call_output", "call_id": call.call_id, "output": "42"}
+        )
+        await rt.response.create()
+        assert (await until(rt, "response.output_text.done"))[-1].text == "The tool said: 42"
+        await until(rt, "response.done")
+        await rt.conversation.item.delete(item_id="nothing", event_id="mine")
+        error = (await until(rt, "error"))[-1].error
+        assert (error.code, error.event_id) == ("item_delete_invalid_item_id", "mine")
+
+
+async def test_openai_cancel_barge_in_and_truncate(slow_simulator: Simulator):
+    url = f"{slow_simulator.http_url}/v1"
+    async with AsyncOpenAI(api_key="sk-test", base_url=url) as sdk, sdk.realtime.connect(model="sim") as rt:
+        await rt.response.create(response={"instructions": "count " * 200})
+        await until(rt, "response.output_audio.delta")
+        await rt.response.cancel()
+        done = (await until(rt, "response.done"))[-1].response
+        assert (done.status, done.status_details.reason) == ("cancelled", "client_cancelled")
+        await hear(rt, SPOKEN_TURN)
+        delta = (await until(rt, "response.output_audio.delta"))[-1]
+        await hear(rt, tone(0.2))
+        events = await until(rt, "response.done")
+        assert "input_audio_buffer.speech_started" in [event.type for event in events]
+        assert events[-1].response.status_details.reason == "turn_detected"
+        await rt.conversation.item.truncate(item_id=delta.item_id, content_index=0, audio_end_ms=150)
+        assert (await until(rt, "conversation.item.truncated"))[-1].audio_end_ms == 150
+        await rt.conversation.item.retrieve(item_id=delta.item_id)
+        item = (await until(rt, "conversation.item.retrieved"))[-1].item
+        assert b64decode(item.content[0].audio) == SPOKEN_TURN[: 150 * 48]
+
+
+async def test_openai_a_message_of_megabytes_goes_both_ways(sdk: AsyncOpenAI):
+    async with sdk.realtime.connect(model="sim") as rt:
+        pcm = bytes(range(256)) * 16_384  # 4 MiB
+        item: Any = {"type": "message", "role": "user", "id": "big", "content": [{"type": "input_audio"}]}
+        item["content"][0]["audio"] = b64encode(pcm).decode()
+        await rt.conversation.item.create(item=item)
+        await rt.conversation.item.retrieve(item_id="big")
+        retrieved = (await until(rt, "conversation.item.retrieved"))[-1].item
+        assert b64decode(retrieved.content[0].audio) == pcm
+
+
+# -- openai-agents ---------------------------------------------------------------------------------------------------
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+async def agents_until(session: RealtimeSession, kind: str) -> list[RealtimeSessionEvent]:
+    events: list[RealtimeSessionEvent] = []
+    async with asyncio.timeout(10):
+        async for event in session:
+            assert event.type != "error", event
+            events.append(event)
+            if event.type == kind:
+                return events
+    raise AssertionError("the session ended")
+
+
+def runner(simulator: Simulator, *, with_tool: bool) -> tuple[RealtimeRunner, Any]:
+    agent = RealtimeAgent(name="test", instructions="Be brief.", tools=[get_weather] if with_tool else [])
+    return RealtimeRunner(agent), {"api_key": "sk-test", "url": f"{simulator.url}?model=sim"}
+
+
+async def test_agents_a_spoken_turn_calls_a_tool_and_tells_its_output(simulator: Simulator):
+    """The whole loop of the Agents SDK: its session.update before session.created, its retrieves, its tool answer."""
+    run, config = runner(simulator, with_tool=True)
+    async with await run.run(model_config=config) as session:
+        await session.send_audio(SPOKEN_TURN)
+        events = await agents_until(session, "tool_end")
+        assert events[-1].type == "tool_end"
+        assert events[-1].output == "sunny in test"
+        events = await agents_until(session, "audio_end")
+        assert any(event.type == "audio" for event in events)
+    (record,) = simulator.ledger
+    detail = record.detail()
+    assert [item["text"] for item in detail["items"]][-1] == "The tool said: sunny in test"
+
+
+async def test_agents_a_text_turn_is_answered_with_audio(simulator: Simulator):
+    run, config = runner(simulator, with_tool=False)
+    async with await run.run(model_config=config) as session:
+        await session.send_message("good morning")
+        await agents_until(session, "audio_end")
+        await agents_until(session, "agent_end")
+
+
+async def test_agents_an_interruption_truncates_the_answer(slow_simulator: Simulator):
+    """The SDK sends the truncate itself; the simulator must find it plausible, or an error event would come back."""
+    run, config = runner(slow_simulator, with_tool=False)
+    async with await run.run(model_config=config) as session:
+        await session.send_audio(SPOKEN_TURN)
+        await agents_until(session, "audio")
+        await session.send_audio(tone(0.2) + bytes(600 * 48))
+        await agents_until(session, "audio_interrupted")
+        await agents_until(session, "audio_end")
+        await agents_until(session, "audio_end")
+    (record,) = slow_simulator.ledger
+    assert record.received["conversation.item.truncate"] == 1
+    assert record.sent["error"] == 0
