@@ -138,6 +138,7 @@ async def _start(plan: Plan, given: argparse.Namespace, services: list[Child], n
         "redis": redises,
         "model_url": upstream or "wss://api.openai.com/v1/realtime",
         "tokens": tokens,
+        "certificate": str(plan.folder / "cert.pem") if given.tls else None,
     }
     if given.ready_file is not None:
         write_ready_file(given.ready_file, ready)

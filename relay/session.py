@@ -26,7 +26,7 @@ from relay.tally import Tally
 from relay.upstream import DialError, Target, Upstream
 
 _TICK_SECONDS: Final = 1.0
-_WRITE_BUFFERS_AT_MOST: Final = 32  # write limits that may pile up on a leg before the call ends, see _guard
+_ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
 
@@ -241,6 +241,7 @@ class Session:
             self._model.send(message)
         else:
             self._act(self._bridge.on_client_text(message))
+            self._guard()
 
     def _on_model_text(self, message: bytes) -> None:
         if self._open and self._plain_audio_down and realtime.is_audio_delta(message):
@@ -327,9 +328,7 @@ class Session:
         for action in actions:
             match action:
                 case Send(side, payload, kind):
-                    leg = self._leg(side)
-                    leg.send(payload, kind)
-                    self._guard(leg)
+                    self._leg(side).send(payload, kind)
                 case Settled():
                     self._settle(action)
                 case Pause(side):
@@ -353,14 +352,16 @@ class Session:
             else:
                 leg.resume()
 
-    def _guard(self, leg: Leg) -> None:
-        """Bound what answers and injected messages can pile up on a leg that takes nothing.
+    def _guard(self) -> None:
+        """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
 
-        Pausing the other leg bounds what is forwarded; a peer that floods us with what we must answer is not bounded
-        by that.
+        What is forwarded is bounded by pausing the other leg; answers are not. One message of the largest size may be
+        waiting already.
         """
-        if leg.blocked and leg.buffered() > _WRITE_BUFFERS_AT_MOST * self._services.settings.write_buffer_bytes:
-            self.end(self._slow(leg.side))
+        settings = self._services.settings
+        most = settings.max_message_bytes + _ANSWERS_AT_MOST * settings.write_buffer_bytes
+        if self.client.blocked and self.client.buffered() > most:
+            self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
 
     def _slow(self, side: Side) -> Ending:
         seconds = self._services.settings.stall_seconds

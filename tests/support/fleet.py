@@ -204,6 +204,11 @@ class DemoFleet:
         """The origin of a node."""
         return next(str(node["url"]) for node in self.ready["nodes"] if node["name"] == name)
 
+    @property
+    def certificate(self) -> Path:
+        """The certificate of a fleet that serves TLS."""
+        return Path(self.ready["certificate"])
+
     def stop(self) -> int:
         """End it as a person would; returns the exit code."""
         self.process.send_signal(signal.SIGINT)

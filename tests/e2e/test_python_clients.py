@@ -1,10 +1,13 @@
-"""The official Python SDKs, unmodified, against the simulator: they must not be able to tell."""
+"""The official Python SDKs, unmodified, directly at the simulator and through a node: they must not be able to tell."""
 
 from __future__ import annotations
 
 import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,30 +18,56 @@ from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 
 from ops.simulator.response import Pace
-from ops.simulator.server import Settings, Simulator, serve
+from ops.simulator.server import Simulator
 from ops.simulator.session import Behaviour
 from ops.simulator.speech import tone
+from tests.support.fleet import Nodes, token
+from tests.support.redis_server import RedisServer
 
 SPOKEN_TURN = bytes(300 * 48) + tone(1) + bytes(600 * 48)
 
 
-@pytest.fixture
-async def simulator() -> AsyncIterator[Simulator]:
-    async with serve(Settings()) as server:
-        yield server
+@dataclass
+class Endpoint:
+    """Where an SDK is pointed: at the simulator itself, or at a node of the fleet before it."""
+
+    http_url: str
+    key: str
+    simulator: Simulator
+
+    @property
+    def url(self) -> str:
+        return self.http_url.replace("http", "ws", 1) + "/v1/realtime"
 
 
-@pytest.fixture
-async def sdk(simulator: Simulator) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(api_key="sk-test", base_url=f"{simulator.http_url}/v1") as client:
-        yield client
+@asynccontextmanager
+async def endpoint(way: str, redis_url: str, folder: Path, pace: Pace) -> AsyncIterator[Endpoint]:
+    async with Nodes.running(redis_url, folder, behaviour=Behaviour(pace=pace)) as nodes:
+        if way == "direct":
+            yield Endpoint(nodes.model.http_url, "sk-test", nodes.model)
+        else:
+            yield Endpoint((await nodes.add()).url, token("call"), nodes.model)
 
 
-@pytest.fixture
-async def slow_simulator() -> AsyncIterator[Simulator]:
+@pytest.fixture(params=["direct", "relayed"])
+async def model(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Endpoint]:
+    async with endpoint(request.param, redis_server.url, tmp_path, Pace()) as found:
+        yield found
+
+
+@pytest.fixture(params=["direct", "relayed"])
+async def slow_model(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path
+) -> AsyncIterator[Endpoint]:
     """Answers in real time, so that there is time to interrupt them."""
-    async with serve(Settings(behaviour=Behaviour(pace=Pace(speed=1)))) as server:
-        yield server
+    async with endpoint(request.param, redis_server.url, tmp_path, Pace(speed=1)) as found:
+        yield found
+
+
+@pytest.fixture
+async def sdk(model: Endpoint) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(api_key=model.key, base_url=f"{model.http_url}/v1") as client:
+        yield client
 
 
 async def hear(rt: AsyncRealtimeConnection, pcm: bytes) -> None:
@@ -95,9 +124,9 @@ async def test_openai_a_text_turn_a_tool_and_an_error(sdk: AsyncOpenAI):
         assert (error.code, error.event_id) == ("item_delete_invalid_item_id", "mine")
 
 
-async def test_openai_cancel_barge_in_and_truncate(slow_simulator: Simulator):
-    url = f"{slow_simulator.http_url}/v1"
-    async with AsyncOpenAI(api_key="sk-test", base_url=url) as sdk, sdk.realtime.connect(model="sim") as rt:
+async def test_openai_cancel_barge_in_and_truncate(slow_model: Endpoint):
+    url = f"{slow_model.http_url}/v1"
+    async with AsyncOpenAI(api_key=slow_model.key, base_url=url) as sdk, sdk.realtime.connect(model="sim") as rt:
         await rt.response.create(response={"instructions": "count " * 200})
         await until(rt, "response.output_audio.delta")
         await rt.response.cancel()
@@ -147,14 +176,14 @@ async def agents_until(session: RealtimeSession, kind: str) -> list[RealtimeSess
     raise AssertionError("the session ended")
 
 
-def runner(simulator: Simulator, *, with_tool: bool) -> tuple[RealtimeRunner, Any]:
+def runner(model: Endpoint, *, with_tool: bool) -> tuple[RealtimeRunner, Any]:
     agent = RealtimeAgent(name="test", instructions="Be brief.", tools=[get_weather] if with_tool else [])
-    return RealtimeRunner(agent), {"api_key": "sk-test", "url": f"{simulator.url}?model=sim"}
+    return RealtimeRunner(agent), {"api_key": model.key, "url": f"{model.url}?model=sim"}
 
 
-async def test_agents_a_spoken_turn_calls_a_tool_and_tells_its_output(simulator: Simulator):
+async def test_agents_a_spoken_turn_calls_a_tool_and_tells_its_output(model: Endpoint):
     """The whole loop of the Agents SDK: its session.update before session.created, its retrieves, its tool answer."""
-    run, config = runner(simulator, with_tool=True)
+    run, config = runner(model, with_tool=True)
     async with await run.run(model_config=config) as session:
         await session.send_audio(SPOKEN_TURN)
         events = await agents_until(session, "tool_end")
@@ -162,22 +191,22 @@ async def test_agents_a_spoken_turn_calls_a_tool_and_tells_its_output(simulator:
         assert events[-1].output == "sunny in test"
         events = await agents_until(session, "audio_end")
         assert any(event.type == "audio" for event in events)
-    (record,) = simulator.ledger
+    (record,) = model.simulator.ledger
     detail = record.detail()
     assert [item["text"] for item in detail["items"]][-1] == "The tool said: sunny in test"
 
 
-async def test_agents_a_text_turn_is_answered_with_audio(simulator: Simulator):
-    run, config = runner(simulator, with_tool=False)
+async def test_agents_a_text_turn_is_answered_with_audio(model: Endpoint):
+    run, config = runner(model, with_tool=False)
     async with await run.run(model_config=config) as session:
         await session.send_message("good morning")
         await agents_until(session, "audio_end")
         await agents_until(session, "agent_end")
 
 
-async def test_agents_an_interruption_truncates_the_answer(slow_simulator: Simulator):
+async def test_agents_an_interruption_truncates_the_answer(slow_model: Endpoint):
     """The SDK sends the truncate itself; the simulator must find it plausible, or an error event would come back."""
-    run, config = runner(slow_simulator, with_tool=False)
+    run, config = runner(slow_model, with_tool=False)
     async with await run.run(model_config=config) as session:
         await session.send_audio(SPOKEN_TURN)
         await agents_until(session, "audio")
@@ -185,6 +214,6 @@ async def test_agents_an_interruption_truncates_the_answer(slow_simulator: Simul
         await agents_until(session, "audio_interrupted")
         await agents_until(session, "audio_end")
         await agents_until(session, "audio_end")
-    (record,) = slow_simulator.ledger
+    (record,) = slow_model.simulator.ledger
     assert record.received["conversation.item.truncate"] == 1
     assert record.sent["error"] == 0
