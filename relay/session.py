@@ -127,6 +127,8 @@ class Session:
             text = realtime.error_event(_event_id(), "server_error", error.code, str(error))
             self._act([End(ended(error.why, str(error)), text)])
             return
+        if self._ending.done():  # while we dialled, or by a frame that came with the handshake
+            return
         self._connect_seconds = self._loop.time() - self._started_at
         services.tally.connect.observe(self._connect_seconds)
         self._watch(Side.MODEL)
@@ -137,6 +139,8 @@ class Session:
                 await owned.wait_registered()
         except TimeoutError:  # the bus is away: the call goes on, and is registered when it is back
             services.tally.unregistered += 1
+        if self._ending.done():
+            return
         self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
         self._open = self._bridge.phase is Phase.OPEN
 

@@ -63,7 +63,10 @@ class Nodes:
         """Hold the simulator, and the nodes that are added, for the length of the block."""
         async with AsyncExitStack() as stack:
             nodes = cls(stack, redis_url, folder)
-            nodes.http = await stack.enter_async_context(aiohttp.ClientSession())
+            # No kept connections: a test that counts sockets counts calls.
+            nodes.http = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+            )
             nodes.model = await stack.enter_async_context(serve(SimulatorSettings(**behaviour)))
             yield nodes
 

@@ -1,0 +1,149 @@
+"""Five hundred calls, ended in every way there is, leave nothing behind: here, in Redis, and at the simulator."""
+
+import asyncio
+import gc
+import os
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+import redis.asyncio as redis
+
+from ops.simulator.session import Session as SimulatorSession
+from relay.app import Node
+from relay.legs import Leg
+from relay.session import Session
+from tests.support.fleet import Nodes, closed, event, system_message, until
+from tests.support.redis_server import RedisServer
+
+CALLS = 500
+AT_ONCE = 25
+
+Way = Callable[[Nodes, Node, Node], Awaitable[None]]
+
+
+async def use(nodes: Nodes, node: Node, other: Node) -> aiohttp.ClientWebSocketResponse:
+    """Open a call, put a message into it through another node, and ask for a response."""
+    client = await nodes.connect(node)
+    await event(client, "session.created")
+    call_id = client._response.headers["X-Call-Id"]
+    status, receipt = await nodes.put(other, call_id, {"item": system_message("hello")})
+    assert (status, receipt["status"]) == (200, "applied")
+    await client.send_str('{"type": "response.create"}')
+    await event(client, "response.created")
+    return client
+
+
+async def client_closes(nodes: Nodes, node: Node, other: Node) -> None:
+    """In the middle of a response."""
+    await (await use(nodes, node, other)).close()
+
+
+async def client_vanishes(nodes: Nodes, node: Node, other: Node) -> None:
+    """A reset."""
+    client = await use(nodes, node, other)
+    client._response.connection.transport.abort()
+    await closed(client)
+
+
+async def client_breaks_the_protocol(nodes: Nodes, node: Node, other: Node) -> None:
+    """picows refuses the frame by itself."""
+    client = await use(nodes, node, other)
+    client._response.connection.transport.write(b"\x83\x80\0\0\0\0")
+    await closed(client)
+
+
+async def client_leaves_before_the_model_is_there(nodes: Nodes, node: Node, other: Node) -> None:
+    """While the relay dials."""
+    client = await nodes.connect(node, "/v1/realtime?model=sim%3Bslow_open%3D0.2")
+    await client.close()
+
+
+def model_fails(fault: str) -> Way:
+    """The model ends the call, in one of its ways."""
+
+    async def end(nodes: Nodes, node: Node, other: Node) -> None:
+        client = await nodes.connect(node, f"/v1/realtime?model=sim%3B{fault.replace('=', '%3D').replace(',', '%2C')}")
+        await closed(client)
+
+    return end
+
+
+async def refused(nodes: Nodes, node: Node, other: Node) -> None:
+    """No call at all."""
+    with pytest.raises(aiohttp.WSServerHandshakeError):
+        await nodes.connect(node, "/v1/realtime?call_id=rtc_x")
+
+
+WAYS: list[Way] = [
+    client_closes,
+    client_vanishes,
+    client_breaks_the_protocol,
+    client_leaves_before_the_model_is_there,
+    refused,
+    model_fails("close=1000,events=1"),
+    model_fails("close=4000"),
+    model_fails("reset,events=1"),
+    model_fails("refuse=503"),
+    model_fails("malformed=utf8"),
+    model_fails("expire=0.05"),
+]
+
+
+def remains() -> dict[str, int]:
+    """What this process holds: nodes, simulator and clients together."""
+    gc.collect()
+    found = gc.get_objects()
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "sessions": sum(isinstance(each, Session) for each in found),
+        "legs": sum(isinstance(each, Leg) for each in found),
+        "simulator sessions": sum(isinstance(each, SimulatorSession) for each in found),
+    }
+
+
+@pytest.mark.timeout(180)
+async def test_five_hundred_calls_leave_nothing_behind(nodes: Nodes, redis_server: RedisServer) -> None:
+    """No task, socket, object, Redis key or subscription; the simulator has no session open."""
+    node = await nodes.add("a", TOMBSTONE_SECONDS="1", DIAL_SECONDS="5")
+    other = await nodes.add("b", TOMBSTONE_SECONDS="1")
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def calls(number: int) -> None:
+        async def one(way: Way) -> None:
+            async with limit:
+                await way(nodes, node, other)
+
+        async with asyncio.TaskGroup() as tasks:
+            for at in range(number):
+                tasks.create_task(one(WAYS[at % len(WAYS)]))
+
+    await calls(2 * AT_ONCE)  # what is made once, or pooled, is made now
+    store = redis.from_url(redis_server.url)
+
+    async def in_redis() -> tuple[list[bytes], list[bytes]]:
+        keys = sorted([key async for key in store.scan_iter(match=f"{nodes.prefix}*")])
+        return keys, sorted(await store.pubsub_channels(f"{nodes.prefix}*"))
+
+    async def over() -> bool:
+        keys, channels = await in_redis()
+        live = any(b"rtc_" in name for name in (*keys, *channels))
+        return not live and (await nodes.sim_health())["open_sessions"] == 0
+
+    await until(over)
+    before, stored = remains(), await in_redis()
+    await calls(CALLS)
+    await until(over, 20)
+    assert await in_redis() == stored
+
+    def settled() -> bool:
+        now = remains()
+        return all(now[kind] <= before[kind] for kind in now)
+
+    try:
+        await until(settled, 10)
+    except TimeoutError:
+        pytest.fail(f"before {before}, after {remains()}")
+    finally:
+        await store.aclose()
