@@ -7,12 +7,12 @@ and tests/contract/test_handoff.py says what is relied upon. No decision about a
 import asyncio
 import base64
 import binascii
-import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import aiofastnet
+import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
@@ -20,13 +20,9 @@ from picows import WSListener, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # absent from picows' stubs
 from picows.url import parse_url
 
-READ_BUFFER_BYTES: Final = 4096  # per leg; picows doubles it for longer messages and keeps it doubled
+_log = structlog.get_logger("relay")
 
-# picows logs two INFO lines a connection and an ERROR for what a peer did wrong; a call has its own line at its end.
-# An adapter, not a Logger: for a Logger it would make a child per connection.
-_quiet = logging.getLogger("relay.picows")
-_quiet.setLevel(logging.CRITICAL + 1)
-_QUIET: Final = logging.LoggerAdapter(_quiet, {})
+READ_BUFFER_BYTES: Final = 4096  # per leg; picows doubles it for longer messages and keeps it doubled
 
 
 class BadHandshake(Exception):
@@ -59,6 +55,35 @@ def check_upgrade(request: web.Request) -> None:
         raise BadHandshake(400, "invalid_key", "Sec-WebSocket-Key must be 16 bytes in base64.")
 
 
+class _Watch:
+    """What picows takes for its logger.
+
+    It is told of a bad frame *before* picows answers it, which is the only way to answer first: a peer that closes
+    twice must read its own code, not the parser's. picows' INFO lines go nowhere: a call has a line of its own.
+    """
+
+    __slots__ = ("_on_refused",)
+
+    def __init__(self, on_refused: Callable[[int, str], None] | None) -> None:
+        self._on_refused = on_refused
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
+        return False
+
+    def error(self, text: str, *args: Any) -> None:
+        if text.startswith("WS parser error") and self._on_refused is not None:
+            code, reason = args[0]
+            self._on_refused(int(code), str(reason))
+
+    def exception(self, text: str, *args: Any) -> None:
+        _log.exception("picows_failed", text=text % args)
+
+    def _nothing(self, *args: Any) -> None:
+        pass
+
+    debug = info = warning = log = _nothing
+
+
 class _EarlyBytes:
     """Takes what came glued to the request's head; aiohttp feeds it instead of its own WebSocket reader."""
 
@@ -84,12 +109,18 @@ class _HandedOff(web.StreamResponse):
 
 
 def hand_off(
-    request: web.Request, listener: WSListener, headers: Mapping[str, str], *, max_message: int
+    request: web.Request,
+    listener: WSListener,
+    headers: Mapping[str, str],
+    *,
+    max_message: int,
+    on_refused: Callable[[int, str], None] | None = None,
 ) -> web.StreamResponse:
     """Answer the upgrade with ``headers`` and let picows feed ``listener`` from now on.
 
     The listener is connected when this returns, unless the client went away meanwhile. aiohttp forgets the connection
     at once, so that its parser and the request are freed and its shutdown does not wait for calls: the caller owns it.
+    ``on_refused`` gets close code and reason when picows refuses a frame, before its own CLOSE goes out.
 
     Raises:
         ConnectionResetError: the client is gone.
@@ -102,24 +133,31 @@ def hand_off(
     protocol.set_parser(cast(Any, early))
     transport.pause_reading()
     response = WSUpgradeResponse.create_101_response(CIMultiDict(headers))
-    frames = _protocol(
-        lambda _: WSUpgradeResponseWithListener(response, listener), client=None, max_message=max_message
-    )
+    answer = WSUpgradeResponseWithListener(response, listener)
+    frames = _protocol(lambda _: answer, client=None, max_message=max_message, on_refused=on_refused)
     transport.set_protocol(frames)
     frames.connection_made(transport)
-    _feed(frames, _canonical_head(request.headers["Sec-WebSocket-Key"]) + bytes(early.data))
+    _feed(frames, _canonical_head(request.headers["Sec-WebSocket-Key"]))
     protocol.transport = None  # else aiohttp closes it
     protocol.connection_lost(None)
     transport.resume_reading()
+    _feed(frames, bytes(early.data))  # last: the listener may pause the reading again
     return _HandedOff()
 
 
 async def connect(
-    url: str, listener: WSListener, *, headers: Mapping[str, str], context: ssl.SSLContext | None, max_message: int
+    url: str,
+    listener: WSListener,
+    *,
+    headers: Mapping[str, str],
+    context: ssl.SSLContext | None,
+    max_message: int,
+    on_refused: Callable[[int, str], None] | None = None,
 ) -> None:
     """Open a WebSocket to ``url`` for ``listener``; cancelling it leaves no socket behind.
 
-    picows' own ``ws_connect`` leaves the socket open until its handshake timeout when it is cancelled.
+    ``on_refused`` is as in ``hand_off``. picows' own ``ws_connect`` leaves the socket open until its handshake timeout
+    when it is cancelled.
 
     Raises:
         OSError, ssl.SSLError: no connection.
@@ -128,9 +166,8 @@ async def connect(
     parsed = parse_url(url)
 
     def make() -> WSProtocol:
-        return _protocol(
-            lambda: listener, client=(parsed.netloc, parsed.resource_name, dict(headers)), max_message=max_message
-        )
+        client = (parsed.netloc, parsed.resource_name, dict(headers))
+        return _protocol(lambda: listener, client=client, max_message=max_message, on_refused=on_refused)
 
     _, frames = await aiofastnet.create_connection(
         asyncio.get_running_loop(), make, parsed.host, parsed.port, ssl=context if parsed.is_secure else None
@@ -142,7 +179,13 @@ async def connect(
         raise
 
 
-def _protocol(factory: Any, *, client: tuple[str, str, dict[str, str]] | None, max_message: int) -> WSProtocol:
+def _protocol(
+    factory: Any,
+    *,
+    client: tuple[str, str, dict[str, str]] | None,
+    max_message: int,
+    on_refused: Callable[[int, str], None] | None,
+) -> WSProtocol:
     """Make picows' protocol; its positional arguments are of picows 2.3."""
     netloc, resource, headers = client if client is not None else (None, None, None)
     return WSProtocol(
@@ -150,7 +193,7 @@ def _protocol(factory: Any, *, client: tuple[str, str, dict[str, str]] | None, m
         resource,
         client is not None,
         factory,
-        _QUIET,
+        _Watch(on_refused),
         True,  # disconnect on an exception of the listener's
         None,  # handshake timeout: the caller has a deadline, the server side is fed the whole head at once
         False,  # auto ping: relay.core.liveness

@@ -139,7 +139,8 @@ class Api:
         if protocol is not None:
             headers["Sec-WebSocket-Protocol"] = protocol
         session = Session(self._services, call)
-        response = hand_off(request, session.client, headers, max_message=call.max_message)
+        leg = session.client
+        response = hand_off(request, leg, headers, max_message=call.max_message, on_refused=leg.on_ws_refused)
         self._calls.start(session)
         return response
 

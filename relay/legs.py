@@ -30,13 +30,13 @@ class Owner(Protocol):
         """A whole binary message."""
 
     def on_leg_violation(self, side: Side, violation: Violation) -> None:
-        """The peer broke the protocol; nothing more of it is passed on."""
+        """The peer broke the protocol: the leg has sent CLOSE, and nothing more of the peer is passed on."""
 
     def on_leg_close(self, side: Side, close: Close) -> None:
         """The peer sent CLOSE."""
 
-    def on_leg_lost(self, side: Side, sent: Close | None) -> None:
-        """The connection is gone. ``sent`` is the CLOSE that went out, also when picows sent it for a bad frame."""
+    def on_leg_lost(self, side: Side) -> None:
+        """The connection is gone."""
 
     def on_leg_blocked(self, side: Side, blocked: bool) -> None:
         """More waits to be written than the buffer should hold, or it does so no longer."""
@@ -143,7 +143,9 @@ class Leg(WSListener):
             else:
                 self._on_other_frame(kind, frame)
         except Violation as violation:
-            self._owner.on_leg_violation(self.side, violation)
+            self._refuse(violation)
+            if kind is WSMsgType.CLOSE:  # no other will come as an answer to ours
+                self.disconnect()
         except Exception as error:  # noqa: BLE001  # our bug must end this call with a traceback, and no other
             self._owner.on_leg_failed(self.side, error)
 
@@ -171,13 +173,27 @@ class Leg(WSListener):
             else:
                 self._owner.on_leg_binary(self.side, message.payload)
 
+    def on_ws_refused(self, code: int, reason: str) -> None:
+        """picows refuses a frame; it parses one frame ahead, so that a good CLOSE may stand before it, unseen."""
+        handshake: Any = self.transport.close_handshake if self.transport is not None else None
+        received = handshake.recv if handshake is not None else None
+        if self.closing:
+            return
+        if received is not None:
+            self._owner.on_leg_close(self.side, Close(int(received.code) or NO_STATUS, received.reason or ""))
+        else:
+            self._refuse(Violation(code, reason))
+
+    def _refuse(self, violation: Violation) -> None:
+        """Answer a bad frame at once: the same read may hold more of them."""
+        self.close(Close(violation.code, violation.reason))
+        self._owner.on_leg_violation(self.side, violation)
+
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone."""
-        handshake: Any = transport.close_handshake
-        sent = handshake.sent if handshake is not None else None
         if not self.closed.done():
             self.closed.set_result(None)
-        self._owner.on_leg_lost(self.side, Close(int(sent.code), sent.reason) if sent is not None else None)
+        self._owner.on_leg_lost(self.side)
         self._fd = -1
 
     def pause_writing(self) -> None:

@@ -261,11 +261,10 @@ class Session:
             self.client.send(payload, Opcode.BINARY)
 
     def on_leg_violation(self, side: Side, violation: Violation) -> None:
-        """A peer broke the protocol: the client is told so; the model is, and the client learns that it was lost."""
+        """A peer broke the protocol: its leg told it so; a model's fault the client knows as a lost model."""
         if side is Side.CLIENT:
             self.end(client_broke_protocol(violation.code, violation.reason))
         else:
-            self._model.close(Close(violation.code, violation.reason))
             self.end(ended(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol"))
 
     def on_leg_close(self, side: Side, close: Close) -> None:
@@ -276,15 +275,10 @@ class Session:
             leg.close(close)
         leg.disconnect()
 
-    def on_leg_lost(self, side: Side, sent: Close | None) -> None:
-        """A connection is gone; where picows refused a frame by itself, the code that it sent says why."""
-        refused = sent if sent is not None and not self._leg(side).closing else None
-        if side is Side.CLIENT:
-            self.end(client_broke_protocol(*refused) if refused is not None else ended(Why.CLIENT_LOST))
-        elif refused is not None:
-            self.end(ended(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol"))
-        else:
-            self.end(ended(Why.MODEL_LOST, "the connection to the model was lost"))
+    def on_leg_lost(self, side: Side) -> None:
+        """A connection is gone without a close."""
+        lost = ended(Why.MODEL_LOST, "the connection to the model was lost")
+        self.end(ended(Why.CLIENT_LOST) if side is Side.CLIENT else lost)
 
     def on_leg_blocked(self, side: Side, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""

@@ -67,6 +67,7 @@ class Upstream:
                     headers=dict(self.headers),
                     context=self.context,
                     max_message=self.max_message,
+                    on_refused=leg.on_ws_refused,
                 )
         except TimeoutError:
             text = f"The model did not answer within {self.dial_seconds:g} s. Try again in a moment."

@@ -102,7 +102,8 @@ def make_app(services: Services, calls: Calls) -> web.Application:
             max_message=settings.max_message_bytes,
         )
         session = EchoSession(services, call)
-        response = hand_off(request, session.client, {}, max_message=call.max_message)
+        leg = session.client
+        response = hand_off(request, leg, {}, max_message=call.max_message, on_refused=leg.on_ws_refused)
         calls.start(session)
         return response
 
