@@ -1,5 +1,6 @@
 """The operations port: alive, ready, metrics, status, drain. Never public, and nothing on it waits for Redis."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,8 @@ def make_app(
         return web.Response(text=f"{state.value}\n", status=200 if state.accepts_calls else 503)
 
     async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        process = await asyncio.to_thread(metrics.render_process)
+        return web.Response(body=metrics.render() + process, headers={"Content-Type": CONTENT_TYPE})
 
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(status())

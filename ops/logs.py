@@ -6,6 +6,9 @@ from typing import TextIO
 
 import structlog
 
+# Without the frames' variables: they hold tokens, keys and what people said.
+_tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
     """Set up the process's logs; other libraries' warnings come out in the same shape."""
@@ -13,7 +16,7 @@ def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        structlog.processors.ExceptionRenderer(_tracebacks),
     ]
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],

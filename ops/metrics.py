@@ -83,9 +83,12 @@ class Metrics:
         self._families.append(lines)
 
     def render(self) -> bytes:
-        """Return the exposition: ours, and the process's from the Prometheus client."""
-        ours = "".join(line for family in self._families for line in family())
-        return ours.encode() + generate_latest(self._process)
+        """Return our families: a fraction of a millisecond."""
+        return "".join(line for family in self._families for line in family()).encode()
+
+    def render_process(self) -> bytes:
+        """Return the process's families, from the Prometheus client: for a thread, it lists every open descriptor."""
+        return generate_latest(self._process)
 
 
 def _head(name: str, kind: str, text: str) -> str:

@@ -57,9 +57,9 @@ class Api:
         app = web.Application(middlewares=[self._answer], client_max_size=_BODY_BYTES)
         app.add_routes(
             [
-                web.get("/v1/realtime", self.realtime),
-                web.get("/voice", self.voice),
-                web.get("/ws", self.voice),
+                web.get("/v1/realtime", self.realtime, allow_head=False),
+                web.get("/voice", self.voice, allow_head=False),
+                web.get("/ws", self.voice, allow_head=False),
                 web.post("/v1/realtime/calls", self.webrtc),
                 web.get("/v1/realtime/calls", self.list_calls),
                 web.get("/v1/realtime/calls/{call_id}", self.show_call),

@@ -48,7 +48,7 @@ def parse(body: bytes, *, wall: float, traceparent: str | None) -> Message:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
         raise _invalid(text, path.strip("`.") or None) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None
     if parsed.when != "now":
         raise _invalid(f"when {parsed.when!r} is not available in this version: use 'now'", "when")

@@ -5,6 +5,7 @@ The only module that acts for a call. Decisions are in ``relay.core``; the audio
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,9 +103,18 @@ class Session:
         self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
         self._owned = self._services.bus.own(self._record(), self._deliver)
         try:
+            await self._live(self._owned)
+            await self._close_legs(self._ending.result())
+        finally:  # also when we are cancelled
+            self._model.abort()
+            self.client.abort()
+            self._owned.end(self._tombstone(self._ending.result()))
+
+    async def _live(self, owned: OwnedCall) -> None:
+        try:
             async with asyncio.TaskGroup() as tasks:
-                opening = tasks.create_task(self._open_model())
-                losing = tasks.create_task(self._yield_when_lost(self._owned))
+                opening = tasks.create_task(self._open_model(owned))
+                losing = tasks.create_task(self._yield_when_lost(owned))
                 await self._ending
                 opening.cancel()
                 losing.cancel()
@@ -114,13 +124,9 @@ class Session:
         finally:
             self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
             self._account(self._ending.result())
-        await self._close_legs(self._ending.result())
-        self._finish()
 
-    async def _open_model(self) -> None:
-        services, owned = self._services, self._owned
-        if owned is None:
-            raise RuntimeError("the call is not on the bus")
+    async def _open_model(self, owned: OwnedCall) -> None:
+        services = self._services
         try:
             await services.upstream.dial(self._request.target, self._model)
         except DialError as error:
@@ -166,15 +172,10 @@ class Session:
             self.client.abort()
         if ending.why in {Why.MODEL_SLOW, Why.MODEL_SILENT}:
             self._model.abort()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._services.settings.close_seconds):
                 await self._model.closed
                 await self.client.closed
-        except TimeoutError:
-            pass
-        finally:
-            self._model.abort()
-            self.client.abort()
 
     def _account(self, ending: Ending) -> None:
         """Count the end and write the call's one log line."""
@@ -202,22 +203,20 @@ class Session:
             largest_buffer=max(self.client.largest_buffer, self._model.largest_buffer),
         )
 
-    def _finish(self) -> None:
-        ending, request, settings = self._ending.result(), self._request, self._services.settings
-        if self._owned is not None:
-            tombstone = Tombstone(
-                id=request.call_id,
-                tenant=request.tenant,
-                node=settings.node,
-                region=settings.region,
-                started_at=self._started,
-                ended_at=self._services.wall(),
-                why=ending.why.label,
-                fault=ending.why.fault,
-                close_code=ending.close.code,
-                upstream_close_code=ending.model_code,
-            )
-            self._owned.end(tombstone)
+    def _tombstone(self, ending: Ending) -> Tombstone:
+        request, settings = self._request, self._services.settings
+        return Tombstone(
+            id=request.call_id,
+            tenant=request.tenant,
+            node=settings.node,
+            region=settings.region,
+            started_at=self._started,
+            ended_at=self._services.wall(),
+            why=ending.why.label,
+            fault=ending.why.fault,
+            close_code=ending.close.code,
+            upstream_close_code=ending.model_code,
+        )
 
     def _record(self) -> CallRecord:
         request, settings = self._request, self._services.settings
