@@ -22,6 +22,7 @@ from picows.url import parse_url
 
 _log = structlog.get_logger("relay")
 
+TLS_BUFFER_BYTES: Final = 16 * 1024 + 64  # each way of a TLS model leg: one record; the default is sixteen
 READ_BUFFER_BYTES: Final = 4096  # per leg; picows doubles it for longer messages and keeps it doubled
 
 
@@ -169,9 +170,11 @@ async def connect(
         client = (parsed.netloc, parsed.resource_name, dict(headers))
         return _protocol(lambda: listener, client=client, max_message=max_message, on_refused=on_refused)
 
-    _, frames = await aiofastnet.create_connection(
-        asyncio.get_running_loop(), make, parsed.host, parsed.port, ssl=context if parsed.is_secure else None
-    )
+    tls: dict[str, Any] = {}
+    if parsed.is_secure:
+        tls = {"ssl": context, "ssl_incoming_bio_size": TLS_BUFFER_BYTES, "ssl_outgoing_bio_size": TLS_BUFFER_BYTES}
+    loop = asyncio.get_running_loop()
+    _, frames = await aiofastnet.create_connection(loop, make, parsed.host, parsed.port, **tls)
     try:
         await frames.wait_until_handshake_complete()
     except asyncio.CancelledError:

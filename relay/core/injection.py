@@ -5,7 +5,6 @@ time comes in as ``now``. Item acknowledgement follows the Realtime API: ``conve
 our item id, else an ``error`` whose ``event_id`` is ours (or that names the item: servers were seen to leave it empty).
 """
 
-from collections import OrderedDict, deque
 from typing import Any, Final, NamedTuple
 
 from relay.core.realtime import encode
@@ -62,13 +61,14 @@ class Injections:
     def __init__(self, *, apply_seconds: float, max_waiting: int) -> None:
         self._apply_seconds = apply_seconds
         self._max_waiting = max_waiting
-        self._waiting: deque[Injection] = deque()
-        self._in_flight: OrderedDict[str, tuple[Injection, str, float]] = OrderedDict()  # by item id
-        self._responses: deque[Injection] = deque()  # applied, their response not yet asked for
+        # Lists and dicts, not deques: they are empty in most calls, and an empty deque has 600 bytes.
+        self._waiting: list[Injection] = []
+        self._in_flight: dict[str, tuple[Injection, str, float]] = {}  # by item id
+        self._responses: list[Injection] = []  # applied, their response not yet asked for
         self._requested: tuple[str, Injection] | None = None  # asked for with this event id, not yet created
         self._active: str | None = None  # the response of the default conversation, whoever asked for it
         self._active_for: Injection | None = None
-        self._tool_calls: OrderedDict[str, bool] = OrderedDict()  # id -> has a result
+        self._tool_calls: dict[str, bool] = {}  # id -> has a result
         self._next_event = 0
 
     def add(self, injection: Injection) -> None:
@@ -84,8 +84,8 @@ class Injections:
         """
         events: list[bytes] = []
         settled: list[Settled] = []
-        while self._waiting:
-            injection = self._waiting.popleft()
+        waiting, self._waiting = self._waiting, []
+        for injection in waiting:
             refusal = self._refusal(injection, wall)
             if refusal is not None:
                 settled.append(refusal)
@@ -121,7 +121,7 @@ class Injections:
     def _respond(self) -> list[bytes]:
         if self._active is not None or self._requested is not None or not self._responses:
             return []
-        injection = self._responses.popleft()
+        injection = self._responses.pop(0)
         event_id = self._event_id()
         self._requested = (event_id, injection)
         fields = dict(injection.response or {})
@@ -142,7 +142,7 @@ class Injections:
     def _remember(self, call: str) -> None:
         self._tool_calls.setdefault(call, False)
         if len(self._tool_calls) > _TOOL_CALLS_REMEMBERED:
-            self._tool_calls.popitem(last=False)
+            del self._tool_calls[next(iter(self._tool_calls))]
 
     def _applied(self, injection: Injection) -> Settled:
         if injection.response is not None:
@@ -164,7 +164,7 @@ class Injections:
         if self._requested is not None and self._requested[0] == cause:
             asked, self._requested = self._requested[1], None
             if error.get("code") == "conversation_already_has_active_response":
-                self._responses.appendleft(asked)  # its response follows the one that is in the way
+                self._responses.insert(0, asked)  # its response follows the one that is in the way
                 return []
             return [Settled(asked.message_id, asked.item_id, "failed", error)]
         for item_id, (injection, event_id, _) in self._in_flight.items():
