@@ -401,7 +401,7 @@ class Session:
                 case Pulse.SILENT:
                     silent = Why.CLIENT_SILENT if side is Side.CLIENT else Why.MODEL_SILENT
                     self.end(ended(silent, f"no answer to a ping of the {side.name.lower()} leg"))
-        self._act(self._bridge.on_tick(now))
+        self._act(self._bridge.on_tick(now, self._services.wall()))
 
     def _count(self) -> None:
         """Add what the legs counted since last time to the node's tally."""

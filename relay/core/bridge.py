@@ -198,8 +198,10 @@ class Bridge:
         """A text message from the model that is not plain audio in an open call."""
         if self.phase is Phase.ENDED:
             return []
-        if self._rules.binary_audio and realtime.is_audio_delta(message):
-            return self._to_client(Send(Side.CLIENT, realtime.delta_audio(message), Opcode.BINARY))
+        if self._rules.binary_audio:
+            audio = realtime.delta_audio(message)
+            if audio is not None:
+                return self._to_client(Send(Side.CLIENT, audio, Opcode.BINARY))
         understand = _UNDERSTOOD.get(realtime.event_type(message))
         if understand is None:
             return self._to_client(Send(Side.CLIENT, message))
@@ -266,9 +268,9 @@ class Bridge:
         events, settled = self._injections.release(now, wall)
         return [*(Send(Side.MODEL, event) for event in events), *settled]
 
-    def on_tick(self, now: float) -> list[Settled]:
-        """Return the messages that the model left without an answer for too long."""
-        return self._injections.overdue(now)
+    def on_tick(self, now: float, wall: float) -> list[Action]:
+        """Settle the messages that the model left without an answer for too long, and go on with the next."""
+        return [*self._injections.overdue(now), *self._release(now, wall)]
 
     def on_ended(self) -> None:
         """The call is over, whatever comes now."""

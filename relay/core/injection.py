@@ -5,12 +5,14 @@ time comes in as ``now``. Item acknowledgement follows the Realtime API: ``conve
 our item id, else an ``error`` whose ``event_id`` is ours (or that names the item: servers were seen to leave it empty).
 """
 
+import re
 from typing import Any, Final, NamedTuple
 
 from relay.core.realtime import encode
 
 OWN_EVENTS: Final = "r."  # event ids of the relay's own; the client's are sent on behind CLIENT_EVENTS
 _ASKED_BY: Final = "relay_event_id"  # metadata key of the responses that the relay asks for
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")  # of an error's message: item ids are such words
 _TOOL_CALLS_REMEMBERED: Final = 1024
 
 
@@ -65,7 +67,7 @@ class Injections:
         self._waiting: list[Injection] = []
         self._in_flight: dict[str, tuple[Injection, str, float]] = {}  # by item id
         self._responses: list[Injection] = []  # applied, their response not yet asked for
-        self._requested: tuple[str, Injection] | None = None  # asked for with this event id, not yet created
+        self._requested: tuple[str, Injection, float] | None = None  # event id, for whom, until when it must begin
         self._active: str | None = None  # the response of the default conversation, whoever asked for it
         self._active_for: Injection | None = None
         self._tool_calls: dict[str, bool] = {}  # id -> has a result
@@ -95,7 +97,7 @@ class Injections:
             if injection.tool_call_id is not None:
                 self._tool_calls[injection.tool_call_id] = True
             events.append(encode({"type": "conversation.item.create", "event_id": event_id, "item": injection.item}))
-        events += self._respond()
+        events += self._respond(now)
         return events, settled
 
     def _refusal(self, injection: Injection, wall: float) -> Settled | None:
@@ -118,12 +120,12 @@ class Injections:
         self._next_event += 1
         return f"{OWN_EVENTS}{self._next_event}"
 
-    def _respond(self) -> list[bytes]:
+    def _respond(self, now: float) -> list[bytes]:
         if self._active is not None or self._requested is not None or not self._responses:
             return []
         injection = self._responses.pop(0)
         event_id = self._event_id()
-        self._requested = (event_id, injection)
+        self._requested = (event_id, injection, now + self._apply_seconds)
         fields = dict(injection.response or {})
         fields["metadata"] = {**(fields.get("metadata") or {}), _ASKED_BY: event_id}
         return [encode({"type": "response.create", "event_id": event_id, "response": fields})]
@@ -155,7 +157,8 @@ class Injections:
         if isinstance(cause, str) and cause.startswith(OWN_EVENTS):
             return True, self._on_own_error(cause, error)
         if cause is None and code == "item_create_duplicate_item_id":
-            named = next((item_id for item_id in self._in_flight if item_id in str(error.get("message"))), None)
+            words = _WORD.findall(str(error.get("message")))
+            named = next((item_id for item_id in self._in_flight if item_id in words), None)
             if named is not None:
                 return True, [self._applied(self._in_flight.pop(named)[0])]
         return False, []
@@ -163,6 +166,8 @@ class Injections:
     def _on_own_error(self, cause: str, error: dict[str, Any]) -> list[Settled]:
         if self._requested is not None and self._requested[0] == cause:
             asked, self._requested = self._requested[1], None
+            if self._active_for is asked:  # the response that began meanwhile was another's
+                self._active_for = None
             if error.get("code") == "conversation_already_has_active_response":
                 self._responses.insert(0, asked)  # its response follows the one that is in the way
                 return []
@@ -181,7 +186,11 @@ class Injections:
         """A response of the default conversation began; ours is known by its metadata where the server keeps it."""
         self._active, self._active_for = str(response.get("id")), None
         metadata = response.get("metadata")
-        if self._requested is not None and (not metadata or metadata.get(_ASKED_BY) == self._requested[0]):
+        if self._requested is None:
+            return
+        if not metadata:  # ours where the server keeps none, or the VAD's: then a refusal of ours is on its way
+            self._active_for = self._requested[1]
+        elif metadata.get(_ASKED_BY) == self._requested[0]:
             self._active_for, self._requested = self._requested[1], None
 
     def on_response_done(self, response: dict[str, Any]) -> list[Settled]:
@@ -191,6 +200,8 @@ class Injections:
         asked, self._active, self._active_for = self._active_for, None, None
         if asked is None:
             return []
+        if self._requested is not None and self._requested[1] is asked:
+            self._requested = None
         if response.get("status") == "failed":
             details = response.get("status_details") or {}
             error = details.get("error") or _error("response_failed", "The model could not answer.")
@@ -201,7 +212,11 @@ class Injections:
         """Return the messages to which the model gave no answer in time."""
         late = [item_id for item_id, (_, _, until) in self._in_flight.items() if now >= until]
         error = _error("model_timeout", f"The model did not answer within {self._apply_seconds:g} s.")
-        return [Settled(self._in_flight.pop(item_id)[0].message_id, item_id, "failed", error) for item_id in late]
+        settled = [Settled(self._in_flight.pop(item_id)[0].message_id, item_id, "failed", error) for item_id in late]
+        if self._requested is not None and now >= self._requested[2] and self._active_for is not self._requested[1]:
+            asked, self._requested = self._requested[1], None
+            settled.append(Settled(asked.message_id, asked.item_id, "failed", error))
+        return settled
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

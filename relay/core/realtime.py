@@ -29,6 +29,7 @@ _AUDIO_HEAD, _AUDIO_TAIL = _ENVELOPES[0]
 _TYPE: Final = re.compile(
     rb'\s*\{\s*(?:"(?:event_id|response_id|item_id|session_id)"\s*:\s*"[^"\\]*"\s*,\s*)*"type"\s*:\s*"([a-z0-9_.]+)"'
 )
+_AUDIO_TYPES: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _AUDIO_DELTAS: Final = (
     b'{"type":"response.output_audio.delta"',
     b'{"type": "response.output_audio.delta"',
@@ -143,10 +144,14 @@ def append_event(pcm: bytes) -> bytes:
     return _AUDIO_HEAD + pybase64.b64encode(pcm) + _AUDIO_TAIL
 
 
-def delta_audio(message: bytes) -> bytes:
-    """Return the audio bytes of a ``response.output_audio.delta`` event; empty if it has none."""
-    delta = decode(message).get("delta")
-    return pybase64.b64decode(delta) if isinstance(delta, str) else b""
+def delta_audio(message: bytes) -> bytes | None:
+    """Return the audio bytes of an audio delta, however its keys are ordered; None if it is none or cannot be read."""
+    if event_type(message) not in _AUDIO_TYPES:
+        return None
+    try:
+        return pybase64.b64decode(decode(message).get("delta"), validate=True)
+    except (NotAnEvent, TypeError, ValueError):
+        return None
 
 
 def error_event(
