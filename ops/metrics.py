@@ -3,6 +3,7 @@
 A family is its prefix lines and a function that reads the current values; nothing is stored here.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -96,7 +97,9 @@ def _head(name: str, kind: str, text: str) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
+    if math.isfinite(value):
+        return str(int(value)) if value == int(value) else repr(float(value))
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
 def _escaped(value: str) -> str:

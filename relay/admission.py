@@ -13,7 +13,7 @@ _REALTIME_PROTOCOL: Final = "realtime"
 
 
 class Refused(Exception):
-    """The request is refused; ``reason`` is the metric label."""
+    """The request is refused: HTTP status, code and type of the error, and the field that it is about."""
 
     def __init__(
         self,

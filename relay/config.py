@@ -3,6 +3,7 @@
 The only module of the package that reads the environment, with the command line's entry points.
 """
 
+import math
 import os
 import socket
 import ssl
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fanout.ids import is_region_name
 
@@ -48,8 +49,8 @@ def read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: 
 def positive(text: str) -> float:
     """Parse seconds or another quantity that must be above zero."""
     value = float(text)
-    if not value > 0:
-        raise ValueError(f"{text!r} is not above zero")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is no number above zero")
     return value
 
 
@@ -76,8 +77,8 @@ def listed(text: str) -> tuple[str, ...]:
 
 def _not_negative(text: str) -> float:
     value = float(text)
-    if value < 0:
-        raise ValueError(f"{text!r} is below zero")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{text!r} is no number from zero up")
     return value
 
 
@@ -90,23 +91,31 @@ def _region(text: str) -> str:
 def _regions(text: str) -> dict[str, str]:
     regions = {}
     for part in listed(text):
-        name, equals, url = part.partition("=")
-        if not equals or not url:
-            raise ValueError("expected name=url,name=url")  # without the text: a URL may carry a password
-        regions[_region(name.strip())] = _redis_url(url.strip())
+        name, equals, url = (word.strip() for word in part.partition("="))
+        if not equals or not url or not is_region_name(name):
+            raise ValueError("expected name=url,name=url, a name of 1 to 24 letters and digits")
+        regions[name] = _redis_url(url)
     return regions
 
 
+def _split(url: str) -> SplitResult:
+    """Split a URL. What is wrong with it is not said: it may carry a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ValueError("not a URL") from None
+
+
 def _redis_url(text: str) -> str:
-    if urlsplit(text).scheme not in {"redis", "rediss"}:
+    if _split(text).scheme not in {"redis", "rediss"}:
         raise ValueError("a Redis URL begins with redis:// or rediss://")
     return text
 
 
 def _websocket_url(text: str) -> str:
-    parts = urlsplit(text)
+    parts = _split(text)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError(f"{parts.scheme}://{parts.hostname or ''} is no ws:// or wss:// URL")
+        raise ValueError("a WebSocket URL begins with ws:// or wss:// and names a host")
     return text
 
 
@@ -168,6 +177,8 @@ def parse_agents(document: Mapping[str, Any]) -> Mapping[str, Agent]:
         for key in ("model", "voice", "instructions"):
             if not isinstance(table.get(key, ""), str):
                 raise ConfigError(f"agents.{name}.{key}: must be a string")
+        if not isinstance(table.get("session", {}), Mapping):
+            raise ConfigError(f"agents.{name}.session: must be a table")
         agents[name] = Agent(name, table.get("model"), MappingProxyType(_session(table)))
     return MappingProxyType(agents)
 
@@ -183,7 +194,7 @@ def _session(table: Mapping[str, Any]) -> dict[str, Any]:
     audio = {key: value for key, value in (("input", audio_in), ("output", audio_out)) if value}
     if audio:
         session["audio"] = audio
-    session |= table.get("session", {})
+    session.update(table.get("session", {}))
     return {"type": "realtime", **session} if session else {}
 
 
@@ -200,7 +211,7 @@ class Settings:
     regions: Mapping[str, str] = field(repr=False)
     prefix: str
     agents: Mapping[str, Agent]
-    upstream_url: str
+    upstream_url: str = field(repr=False)  # its query may carry a key
     upstream_headers: tuple[tuple[str, str], ...] = field(repr=False)
     upstream_model_parameter: str
     upstream_ca: Path | None
@@ -326,7 +337,7 @@ def load_agents(path: Path | None) -> Mapping[str, Agent]:
         return parse_agents({})
     try:
         document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"RELAY_CONFIG: {path}: {error}") from None
     try:
         return parse_agents(document)

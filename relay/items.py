@@ -1,5 +1,6 @@
 """The body of ``POST …/items``: what a backend may put into a call, checked field by field. Pure."""
 
+import re
 import secrets
 from typing import Annotated, Any, Final, Literal
 
@@ -15,7 +16,7 @@ _PARTS: Final = {
     "assistant": {"output_text"},  # its audio cannot be populated (the API's limit)
 }
 
-MessageId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+MessageId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 
 
 class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +30,7 @@ class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: MessageId | None = None
 
 
+_FIELD: Final = re.compile(r"(?:missing required|unknown) field `(\w+)`")
 _decode: Final = msgspec.json.Decoder(ItemBody).decode
 
 
@@ -47,7 +49,8 @@ def parse(body: bytes, *, wall: float, traceparent: str | None) -> Message:
         parsed = _decode(body)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
-        raise _invalid(text, path.strip("`.") or None) from None
+        named = _FIELD.search(text)  # of a missing or an unknown field msgspec has no path
+        raise _invalid(text, path.strip("`.") or (named.group(1) if named else None)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None
     if parsed.when != "now":
@@ -93,7 +96,7 @@ def _check_message(item: dict[str, Any]) -> None:
     if not isinstance(content, list) or not content:
         raise _invalid("must be a list with at least one part", "item.content")
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") not in parts:
+        if not isinstance(part, dict) or str(part.get("type")) not in parts:
             raise _invalid(f"must have a type among {', '.join(sorted(parts))}", f"item.content[{index}]")
 
 

@@ -53,7 +53,7 @@ def verify(token: str, secrets: Sequence[str]) -> Claims:
             raise BadToken("The token has expired.") from None
         except jwt.MissingRequiredClaimError as error:
             raise BadToken(f"The token has no {error.claim!r} claim.") from None
-        except jwt.InvalidTokenError:
+        except (jwt.InvalidTokenError, UnicodeError, ValueError, OverflowError):  # the last: an exp beyond all time
             raise BadToken("The token is malformed.") from None
         return _claims(payload, browser)
     raise BadToken("The token's signature is wrong.")

@@ -1,0 +1,259 @@
+"""Settings: every variable refuses bad values by name, none shows a secret, and the TOML file is checked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config import ConfigError, Settings, parse_agents, read
+
+SECRET = "hunter2-" * 4  # of every kind: password, key, token
+ENV = {"RELAY_JWT_SECRET": SECRET, "RELAY_UPSTREAM_URL": "ws://model.example/v1/realtime", "RELAY_REGION": "iad"}
+
+
+def settings(**changes: str) -> Settings:
+    return Settings.from_env(ENV | changes)
+
+
+def refused(**changes: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settings(**changes)
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_node_needs_a_secret_and_a_key_and_nothing_else():
+    """All other settings have defaults that are right for one node on one machine."""
+    found = Settings.from_env({"RELAY_JWT_SECRET": SECRET, "OPENAI_API_KEY": "sk-1"})
+    assert found.upstream_url == "wss://api.openai.com/v1/realtime"
+    assert found.upstream_headers == (("Authorization", "Bearer sk-1"),)
+    assert found.regions == {found.region: "redis://127.0.0.1:6379"}
+    assert found.host == found.ops_host == "127.0.0.1"
+    assert found.max_message_bytes == 21 * 1024 * 1024
+    assert found.allowed_origins == frozenset()
+    assert found.agents["default"].model is None
+
+
+@pytest.mark.parametrize("value", ["", "  "], ids=["empty", "blank"])
+def test_an_empty_variable_is_an_unset_one(value):
+    """Templates of deployments leave variables empty."""
+    assert settings(RELAY_PORT=value).port == 8080
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "attribute", "expected"),
+    [
+        ("RELAY_PORT", "0", "port", 0),
+        ("RELAY_OPS_PORT", "65535", "ops_port", 65535),
+        ("RELAY_REGIONS", "iad=redis://a, lhr=rediss://b", "regions", {"iad": "redis://a", "lhr": "rediss://b"}),
+        ("RELAY_ALLOWED_ORIGINS", " https://a ,https://b,", "allowed_origins", {"https://a", "https://b"}),
+        ("RELAY_JWT_SECRET", "a" * 32 + "," + "b" * 32, "jwt_secrets", ("a" * 32, "b" * 32)),
+        ("RELAY_UPSTREAM_HEADERS", "api-key: k\nX-A: b:c", "upstream_headers", (("api-key", "k"), ("X-A", "b:c"))),
+        ("RELAY_DRAIN_SECONDS", "0", "drain_seconds", 0.0),
+        ("RELAY_STALL_SECONDS", "0.5", "stall_seconds", 0.5),
+        ("RELAY_MAX_CALLS", "1", "max_calls", 1),
+    ],
+)
+def test_what_is_set_is_read(variable, value, attribute, expected):
+    """Lists have commas, headers a line each."""
+    assert getattr(settings(**{variable: value}), attribute) == expected
+
+
+def test_the_upstream_key_goes_where_the_headers_want_it():
+    """Azure has a header of its own; the relay's variable goes before OpenAI's."""
+    found = settings(RELAY_UPSTREAM_HEADERS="api-key: {key}", RELAY_UPSTREAM_KEY="mine", OPENAI_API_KEY="other")
+    assert found.upstream_headers == (("api-key", "mine"),)
+
+
+COUNTS = ["RELAY_MAX_CALLS", "RELAY_MAX_MESSAGE_BYTES", "RELAY_MAX_BROWSER_MESSAGE_BYTES", "RELAY_HOLD_BYTES"]
+COUNTS += ["RELAY_WRITE_BUFFER_BYTES", "RELAY_SOCKET_BUFFER_BYTES"]
+SECONDS = ["DIAL", "REGISTER", "APPLY", "STALL", "PING", "PONG", "CLOSE", "TOMBSTONE"]
+FILES = ["RELAY_CONFIG", "RELAY_UPSTREAM_CA", "RELAY_TLS_CERT", "RELAY_TLS_KEY", "RELAY_PAGE"]
+BAD = [
+    *((variable, value) for variable in COUNTS for value in ("0", "-1", "1.5", "many")),
+    *((f"RELAY_{name}_SECONDS", value) for name in SECONDS for value in ("0", "-1", "soon", "nan")),
+    *(("RELAY_DRAIN_SECONDS", value) for value in ("-1", "soon", "nan")),
+    *((variable, value) for variable in ("RELAY_PORT", "RELAY_OPS_PORT") for value in ("-1", "65536", "http")),
+    *((variable, value) for variable in FILES for value in ("/nonexistent", "/")),
+    *(("RELAY_REGION", value) for value in ("us-east", "us_east", "é", "x" * 25)),
+    ("RELAY_JWT_SECRET", "short"),
+    ("RELAY_JWT_SECRET", f"{SECRET},short"),
+    ("RELAY_UPSTREAM_HEADERS", "no colon"),
+    ("RELAY_UPSTREAM_HEADERS", ": value"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), BAD, ids=[f"{name}={value}"[:48] for name, value in BAD])
+def test_a_bad_value_names_its_variable(variable, value):
+    """Whoever deploys sees the sentence in a log, far from the code."""
+    assert refused(**{variable: value}).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REDIS_URL", f"http://:{SECRET}@host"),
+        ("REDIS_URL", f":{SECRET}@host"),
+        ("REDIS_URL", f"redis://:{SECRET}\u2100@host"),
+        ("REDIS_URL", f"redis://:{SECRET}@[host"),
+        ("RELAY_REGIONS", f"redis://:{SECRET}@host"),
+        ("RELAY_REGIONS", f"rediss://:{SECRET}@host?ssl_cert_reqs=none"),
+        ("RELAY_REGIONS", f"iad=http://:{SECRET}@host"),
+        ("RELAY_REGIONS", f"us-east=redis://:{SECRET}@host"),
+        ("RELAY_REGIONS", f"iad=redis://:{SECRET}\u2100@host"),
+        ("RELAY_REGIONS", f"iad=redis://a,:{SECRET}=b"),
+        ("RELAY_REGIONS", f"redis://:{SECRET}=redis://b"),
+        ("RELAY_UPSTREAM_URL", f"https://u:{SECRET}@host"),
+        ("RELAY_UPSTREAM_URL", f"u:{SECRET}@host"),
+        ("RELAY_UPSTREAM_URL", f"ws://u:{SECRET}\u2100@host"),
+        ("RELAY_UPSTREAM_URL", f"ws://?api-key={SECRET}"),
+        ("RELAY_UPSTREAM_HEADERS", f"Authorization Bearer {SECRET}"),
+        ("RELAY_JWT_SECRET", f"{SECRET},short"),
+    ],
+)
+def test_a_bad_value_that_bears_a_secret_is_not_shown(variable, value):
+    """The message ends up in the platform's logs, which more people read than the vault."""
+    assert refused(**{variable: value}).startswith(f"{variable}: ")
+
+
+@given(st.text("redis:/@[]=,?#u\u2100. ", max_size=20), st.text("redis:/@[]=,?#u\u2100. ", max_size=12))
+def test_no_shape_of_a_bad_url_shows_its_password(before, after):
+    """Parsers quote what they cannot read."""
+    for variable in ("REDIS_URL", "RELAY_REGIONS", "RELAY_UPSTREAM_URL"):
+        shown = ""
+        try:
+            settings(**{variable: f"{before}:{SECRET}{after}"})
+        except ConfigError as error:
+            shown = str(error)
+        assert SECRET not in shown
+
+
+def test_settings_show_no_secret():
+    """A traceback or a log line may show the object. Some providers want their key in the URL."""
+    found = settings(
+        RELAY_REGIONS=f"iad=redis://:{SECRET}@host",
+        RELAY_UPSTREAM_KEY=SECRET,
+        RELAY_UPSTREAM_URL=f"wss://u:{SECRET}@model.example/v1?api-key={SECRET}",
+    )
+    assert SECRET in str(found.regions) + str(found.upstream_headers) + str(found.jwt_secrets) + found.upstream_url
+    assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"RELAY_JWT_SECRET": ""}, "RELAY_JWT_SECRET"),
+        ({"RELAY_UPSTREAM_URL": ""}, "OPENAI_API_KEY"),
+        ({"RELAY_UPSTREAM_URL": "", "OPENAI_API_KEY": ""}, "OPENAI_API_KEY"),
+        ({"RELAY_REGIONS": "lhr=redis://b"}, "RELAY_REGIONS"),
+        ({"RELAY_REGIONS": ","}, "RELAY_REGIONS"),
+        ({"RELAY_TLS_CERT": __file__}, "RELAY_TLS_KEY"),
+        ({"RELAY_TLS_KEY": __file__}, "RELAY_TLS_CERT"),
+        ({"RELAY_STALL_SECONDS": "40"}, "RELAY_STALL_SECONDS"),
+        ({"RELAY_PING_SECONDS": "5", "RELAY_PONG_SECONDS": "5"}, "RELAY_STALL_SECONDS"),
+    ],
+    ids=["no secret", "no key", "empty key", "region not listed", "no region", "cert", "key", "stall", "ping"],
+)
+def test_settings_that_do_not_go_together_are_refused_by_name(changes, named):
+    """Each of them alone would be fine, and the node would fail only with the first call."""
+    assert named in refused(**changes)
+
+
+@pytest.mark.parametrize("variable", ["RELAY_TLS_CERT", "RELAY_UPSTREAM_CA"])
+def test_a_certificate_that_is_none_names_its_variable(variable, tmp_path):
+    """TLS contexts are made at start, so that a node never listens with a broken one."""
+    file = tmp_path / "file"
+    file.write_text("nonsense")
+    found = settings(**{variable: str(file), "RELAY_TLS_KEY": str(file) if variable == "RELAY_TLS_CERT" else ""})
+    with pytest.raises(ConfigError, match=variable):
+        found.server_context() if variable == "RELAY_TLS_CERT" else found.upstream_context()
+
+
+def test_upstream_certificates_are_always_verified():
+    """There is no setting that turns it off."""
+    context = settings().upstream_context()
+    assert context.check_hostname
+    assert context.verify_mode.name == "CERT_REQUIRED"
+
+
+def configured(folder: Path, text: str | bytes) -> Settings:
+    file = folder / "relay.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return settings(RELAY_CONFIG=str(file))
+
+
+def test_an_agents_settings_go_where_the_api_has_them(tmp_path):
+    """``session`` is laid over the rest, for servers with another shape."""
+    text = """
+        [agents.support]
+        model = "m"
+        voice = "marin"
+        instructions = "Be brief."
+        turn_detection = {type = "server_vad"}
+        tools = [{type = "function", name = "f"}]
+        session = {tool_choice = "auto", instructions = "Be briefer."}
+    """
+    agents = configured(tmp_path, text).agents
+    assert set(agents) == {"default", "support"}
+    assert agents["support"].model == "m"
+    assert agents["support"].session == {
+        "type": "realtime",
+        "instructions": "Be briefer.",
+        "tools": [{"type": "function", "name": "f"}],
+        "audio": {"input": {"turn_detection": {"type": "server_vad"}}, "output": {"voice": "marin"}},
+        "tool_choice": "auto",
+    }
+
+
+def test_an_agent_without_session_settings_sends_no_update():
+    """The server's own defaults hold then."""
+    assert parse_agents({"agents": {"default": {"model": "m"}}})["default"].session == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nonsense", "relay.toml"),
+        (b"[agents.x]\nvoice = '\xff'", "relay.toml"),
+        ("agents = 5", "agents"),
+        ("[agents]\nsupport = 5", "agents.support"),
+        ("[agents.x]\nvoise = 'a'", "agents.x.voise"),
+        ("[agents.x]\nmodel = 5", "agents.x.model"),
+        ("[agents.x]\nvoice = []", "agents.x.voice"),
+        ("[agents.x]\ninstructions = 5", "agents.x.instructions"),
+        ("[agents.x]\nsession = 5", "agents.x.session"),
+        ("[agents.x]\nsession = 'ab'", "agents.x.session"),
+        ("[agents.x]\nsession = [['a', 'b']]", "agents.x.session"),
+    ],
+    ids=[
+        "not TOML",
+        "not UTF-8",
+        "agents is no table",
+        "agent is no table",
+        "unknown key",
+        "model",
+        "voice",
+        "instructions",
+        "session is a number",
+        "session is text",
+        "session is a list",
+    ],
+)
+def test_a_wrong_table_is_named_with_its_file(tmp_path, text, named):
+    """A misspelt key would be silently without effect."""
+    with pytest.raises(ConfigError) as caught:
+        configured(tmp_path, text)
+    assert str(caught.value).startswith("RELAY_CONFIG: ")
+    assert named in str(caught.value)
+
+
+def test_read_passes_a_parsers_words_on():
+    """They say what would have been right."""
+
+    def parse(text: str) -> Any:
+        raise ValueError(f"no {text}")
+
+    with pytest.raises(ConfigError, match="X: no a"):
+        read({"X": " a "}, "X", parse, None)
