@@ -1,11 +1,14 @@
 """One region's Redis: its connections and its scripts. Any trouble there comes out as RegionUnreachable.
 
-The only file that imports redis-py. Its own retries and health check are off: when to repeat is the callers' decision,
-and the health check never leaves a dead Sentinel master.
+The only file that imports redis-py. Its own retries, health check and socket timeout are off: when to repeat is the
+callers' decision; the health check never leaves a dead Sentinel master; and the timeout of a send is asyncio.wait_for,
+which before Python 3.12 can swallow a cancellation, and then the node would never stop (seen).
 """
 
+import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -57,12 +60,13 @@ class Link:
         self.region = region
         self.errors = 0
         self._trouble = ""
+        self._timeout = settings.socket_timeout
         try:
             self._pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=settings.connections,
-                timeout=settings.socket_timeout,  # for a free connection
-                socket_timeout=settings.socket_timeout,
+                timeout=None,  # for a free connection; our own time limit covers it
+                socket_timeout=None,
                 socket_connect_timeout=settings.socket_timeout,
                 health_check_interval=0,
                 protocol=2,  # a third less CPU per published message than 3, and a round trip less to connect
@@ -81,46 +85,30 @@ class Link:
 
     async def run(self, run: Run) -> Any:
         """One script; loads it if the server doesn't have it, as after a fail-over."""
-        try:
+        async with self._answering():
             try:
-                answer = await self._client.execute_command("EVALSHA", run.script.sha, *run.tail)  # type: ignore[no-untyped-call]
+                return await self._command("EVALSHA", run.script.sha, *run.tail)
             except NoScriptError:
-                answer = await self._client.execute_command("EVAL", run.script.text, *run.tail)  # type: ignore[no-untyped-call]
-        except REDIS_TROUBLE as exc:
-            raise self.unreachable(exc) from exc
-        self._trouble = ""
-        return answer
+                return await self._command("EVAL", run.script.text, *run.tail)
 
     async def run_many(self, runs: Sequence[Run]) -> list[Any]:
         """Scripts in one go, answers in the same order. If it raises, any of them may have run."""
-        try:
+        async with self._answering():
             answers = await self._pipeline([("EVALSHA", run.script.sha, *run.tail) for run in runs])
             missing = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
             if missing:
-                again = await self._pipeline(
-                    [("EVAL", runs[place].script.text, *runs[place].tail) for place in missing]
-                )
-                for place, answer in zip(missing, again, strict=True):
+                texts = [("EVAL", runs[place].script.text, *runs[place].tail) for place in missing]
+                for place, answer in zip(missing, await self._pipeline(texts), strict=True):
                     answers[place] = answer
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-        except REDIS_TROUBLE as exc:
-            raise self.unreachable(exc) from exc
-        self._trouble = ""
-        return answers
+            return _checked(answers)
 
     async def commands(self, commands: Iterable[tuple[Arg, ...]]) -> list[Any]:
         """Plain commands in one go, answers in the same order."""
-        try:
-            answers = await self._pipeline(commands)
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-        except REDIS_TROUBLE as exc:
-            raise self.unreachable(exc) from exc
-        self._trouble = ""
-        return answers
+        async with self._answering():
+            return _checked(await self._pipeline(commands))
+
+    async def _command(self, *parts: Arg) -> Any:
+        return await self._client.execute_command(*parts)  # type: ignore[no-untyped-call]
 
     async def _pipeline(self, commands: Iterable[tuple[Arg, ...]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
@@ -128,6 +116,16 @@ class Link:
                 pipeline.execute_command(*command)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """The time limit, and the translation of whatever goes wrong."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except REDIS_TROUBLE as exc:
+            raise self.unreachable(exc) from exc
+        self._trouble = ""
 
     def unreachable(self, exc: BaseException) -> RegionUnreachable:
         """Counts the trouble and logs each new kind of it once until something works again."""
@@ -142,3 +140,10 @@ class Link:
         """Close every command connection."""
         await self._client.aclose()
         await self._pool.aclose()
+
+
+def _checked(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
@@ -97,7 +97,7 @@ class RegionBus:
             spent = asyncio.get_running_loop().time() - started
             await asyncio.sleep(max(0.0, settings.heartbeat_seconds - spent))
 
-    async def close(self) -> None:
+    async def finish(self) -> None:
         """The last words, if Redis takes them in time."""
         try:
             async with asyncio.timeout(self._settings.close_seconds):
@@ -139,16 +139,17 @@ class Fanout:
 
         `clock` is wall time in seconds since the epoch. At the end what is still to be written has `close_seconds`.
         """
-        async with Tasks(first_pause=settings.backoff_seconds, longest_pause=settings.backoff_max_seconds) as tasks:
+        pauses = {"first_pause": settings.backoff_seconds, "longest_pause": settings.backoff_max_seconds}
+        async with AsyncExitStack() as links, Tasks(**pauses) as tasks:
             bus = cls(settings, clock=clock, tasks=tasks)
+            for region in bus._regions.values():
+                links.push_async_callback(region.link.close)
             try:
                 yield bus
             finally:
                 async with asyncio.TaskGroup() as group:
                     for region in bus._regions.values():
-                        group.create_task(region.close())
-        for region in bus._regions.values():
-            await region.link.close()
+                        group.create_task(region.finish())
 
     async def put(self, call_id: str, tenant: str, message: Message, *, wait: Status, timeout: float) -> Receipt:
         """Put a message into a call, wherever it lives; returns once its receipt reached `wait`, or at the timeout.

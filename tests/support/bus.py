@@ -1,0 +1,134 @@
+"""What the bus tests share: nodes on a Redis of their own, a stand-in for a call's session, ways to put and wait."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import Any
+
+import redis
+
+from fanout import BusSettings, CallRecord, Fanout, Message, Receipt, Status, Tombstone, new_call_id
+from tests.support.redis_server import RedisServer
+
+# Everything faster than in production, so that no test waits for a period.
+QUICK: dict[str, Any] = {
+    "sweep_seconds": 0.2,
+    "heartbeat_seconds": 0.1,
+    "silence_seconds": 0.5,
+    "socket_timeout": 0.4,
+    "backoff_seconds": 0.02,
+    "backoff_max_seconds": 0.1,
+    "repeat_seconds": 0.1,
+    "close_seconds": 1.0,
+    "node_ttl_seconds": 1.0,
+}
+
+
+class RedisBus:
+    """Nodes on a Redis of their own."""
+
+    def __init__(self, binary: str) -> None:
+        self.server = RedisServer(binary).start()
+
+    @asynccontextmanager
+    async def nodes(self, *names: str, **changes: Any) -> AsyncIterator[list[Fanout]]:
+        """Nodes by name, connected; when they are gone, neither a task nor a subscription of theirs is left."""
+        settings = {"region": "iad", "regions": {"iad": self.server.url}, "prefix": "test", **QUICK, **changes}
+        tasks_before, channels_before = asyncio.all_tasks(), self.channels()
+        async with AsyncExitStack() as stack:
+            nodes = [
+                await stack.enter_async_context(Fanout.running(BusSettings(node=name, **settings), clock=time.time))
+                for name in names
+            ]
+            if "regions" not in changes:
+                async with asyncio.timeout(5):
+                    for node in nodes:
+                        await node.wait_connected()
+            yield nodes
+            assert [node.status()["task_failures"] for node in nodes] == [0] * len(nodes)
+        assert asyncio.all_tasks() <= tasks_before
+        await eventually(lambda: set(self.channels()) <= set(channels_before))
+
+    def keys(self) -> dict[str, int]:
+        """Every key with its time to live in seconds, -1 for none."""
+        with closing(redis.Redis(port=self.server.port)) as client:
+            return {key.decode(): client.ttl(key) for key in client.scan_iter()}
+
+    def channels(self) -> list[bytes | str]:
+        """What anybody is subscribed to."""
+        if not self.server.is_running:
+            return []
+        with closing(redis.Redis(port=self.server.port)) as client:
+            return list(client.pubsub_channels())
+
+    def stop(self) -> None:
+        """End of the test."""
+        self.server.stop()
+
+
+class Session:
+    """Stands for a call's session on its owner: keeps what it is given and, if told to, applies it at once."""
+
+    def __init__(self, node: Fanout, *, call_id: str | None = None, applies: bool = True, started_at: float = 1.0):
+        self.id = call_id or new_call_id("iad")
+        self.applies = applies
+        self.got: list[Message] = []
+        self.record = CallRecord(
+            id=self.id,
+            tenant="acme",
+            node=node.status()["node"],
+            region="iad",
+            agent="default",
+            model="gpt",
+            started_at=started_at,
+        )
+        self.call = node.own(self.record, self._deliver)
+
+    def _deliver(self, message: Message) -> None:
+        self.got.append(message)
+        if self.applies:
+            self.call.settle(message.id, Status.APPLIED)
+
+    @property
+    def ids(self) -> list[str]:
+        return [message.id for message in self.got]
+
+    def end(self, why: str = "client_left") -> None:
+        record = self.record
+        self.call.end(
+            Tombstone(
+                id=self.id,
+                tenant=record.tenant,
+                node=record.node,
+                region=record.region,
+                started_at=record.started_at,
+                ended_at=record.started_at + 1,
+                why=why,
+                fault="client",
+            )
+        )
+
+
+async def live(node: Fanout, **changes: Any) -> Session:
+    session = Session(node, **changes)
+    async with asyncio.timeout(5):
+        await session.call.wait_registered()
+    return session
+
+
+def message(message_id: str, **changes: Any) -> Message:
+    return Message(**{"id": message_id, "item": b'{"type":"message"}', "expires_at": time.time() + 60, **changes})
+
+
+async def put(
+    node: Fanout, call_id: str, sent: Message, wait: Status = Status.APPLIED, timeout: float = 5.0, tenant: str = "acme"
+) -> Receipt:
+    return await node.put(call_id, tenant, sent, wait=wait, timeout=timeout)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """For what happens in another process, or without anybody's being told."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
