@@ -27,7 +27,7 @@ class BusSettings:
 
     call_ttl_seconds: float = 7200.0  # of a live call's keys, renewed by every sweep
     tombstone_seconds: float = 3600.0  # of the tombstone and the receipts after the end
-    sweep_seconds: float = 5.0
+    sweep_seconds: float = 10.0
     in_flight_seconds: float = 5.0  # how long an undelivered message keeps this node's next one to the call waiting
     repeat_seconds: float = 0.5  # first repeat of an unanswered publish; doubles up to repeat_max_seconds
     repeat_max_seconds: float = 5.0

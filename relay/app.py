@@ -19,6 +19,7 @@ from ops.health import Health, moved
 from ops.looplag import LoopLag
 from ops.metrics import Metrics
 from ops.tasks import Supervisor
+from relay import handoff
 from relay.calls import Calls
 from relay.config import ConfigError, Settings
 from relay.core.endings import Why, ended
@@ -179,8 +180,9 @@ async def _listen(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    await web.SockSite(runner, sock, ssl_context=context, backlog=_BACKLOG).start()
     bound = sock.getsockname()
+    server = await handoff.listen(runner, sock, context)
+    stack.callback(server.close)
     name = f"[{bound[0]}]" if family == socket.AF_INET6 else bound[0]
     return f"{'https' if context else 'http'}://{name}:{bound[1]}"
 

@@ -7,6 +7,7 @@ and tests/contract/test_handoff.py says what is relied upon. No decision about a
 import asyncio
 import base64
 import binascii
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -146,6 +147,23 @@ def hand_off(
     return _HandedOff()
 
 
+async def listen(runner: web.AppRunner, sock: socket.socket, context: ssl.SSLContext | None) -> asyncio.Server:
+    """Serve an aiohttp application whose connections can be handed off; closing the result is the caller's.
+
+    On aiofastnet's transports, as the model legs are: picows writes to them without a copy for the event loop, which
+    makes a frame about a fifth cheaper than on uvloop's own.
+    """
+    if runner.server is None:
+        raise RuntimeError("the runner was not set up")
+    return await aiofastnet.create_server(asyncio.get_running_loop(), runner.server, sock=sock, **_tls(context))
+
+
+def _tls(context: ssl.SSLContext | None) -> dict[str, Any]:
+    if context is None:
+        return {}
+    return {"ssl": context, "ssl_incoming_bio_size": TLS_BUFFER_BYTES, "ssl_outgoing_bio_size": TLS_BUFFER_BYTES}
+
+
 async def connect(
     url: str,
     listener: WSListener,
@@ -170,9 +188,7 @@ async def connect(
         client = (parsed.netloc, parsed.resource_name, dict(headers))
         return _protocol(lambda: listener, client=client, max_message=max_message, on_refused=on_refused)
 
-    tls: dict[str, Any] = {}
-    if parsed.is_secure:
-        tls = {"ssl": context, "ssl_incoming_bio_size": TLS_BUFFER_BYTES, "ssl_outgoing_bio_size": TLS_BUFFER_BYTES}
+    tls = _tls(context if parsed.is_secure else None)
     loop = asyncio.get_running_loop()
     _, frames = await aiofastnet.create_connection(loop, make, parsed.host, parsed.port, **tls)
     try:

@@ -5,12 +5,9 @@ picows leaves out are ``relay.core.frames``.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import socket
 import struct
 import sys
-import termios
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
@@ -21,6 +18,7 @@ from relay.core.frames import NO_STATUS, Assembler, Close, Opcode, Violation, ch
 
 _TEXT: Final = WSMsgType.TEXT
 _BINARY: Final = WSMsgType.BINARY
+_BYTES_ACKED: Final = struct.Struct("=120xQ")  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
 class Owner(Protocol):
@@ -48,25 +46,24 @@ class Owner(Protocol):
 class Leg(WSListener):
     """A connected WebSocket of a call.
 
-    ``on_text`` gets each whole text message and is called directly from the read callback: it must not wait.
+    Plain audio goes to the other leg in the read callback, without a decision, while the call is open. ``on_text`` gets
+    every other text message, in the same callback: it must not wait.
     """
 
     __slots__ = (
         "_assembler",
-        "_fd",
+        "_forward",
+        "_is_plain",
         "_on_text",
         "_owner",
         "_paused",
-        "_send",
         "_socket_bytes",
         "_write_bytes",
         "blocked",
         "bytes_in",
-        "bytes_out",
         "closed",
         "closing",
         "frames_in",
-        "frames_out",
         "largest_buffer",
         "side",
         "transport",
@@ -77,6 +74,7 @@ class Leg(WSListener):
         side: Side,
         owner: Owner,
         on_text: Callable[[bytes], None],
+        is_plain: Callable[[bytes], bool],
         *,
         max_message: int,
         write_bytes: int,
@@ -88,6 +86,7 @@ class Leg(WSListener):
             side: which leg of the call this is.
             owner: the call.
             on_text: takes a whole text message.
+            is_plain: whether a text message may go straight to the other leg, once this one feeds it (``feed``).
             max_message: the longest message taken, in bytes; beyond it the leg is closed with 1009.
             write_bytes: how much may wait to be written before the other leg is paused.
             socket_bytes: the kernel's buffer, each way; it bounds what a burst makes of picows' read buffer.
@@ -95,16 +94,17 @@ class Leg(WSListener):
         self.side = side
         self._owner = owner
         self._on_text = on_text
+        self._is_plain = is_plain
         self._assembler = Assembler(max_message)
         self._write_bytes = write_bytes
         self._socket_bytes = socket_bytes
-        self._fd = -1
+        self._forward: Callable[[WSMsgType, bytes], None] | None = None
         self._paused = 0
         self.transport: WSTransport | None = None
         self.blocked = False
         self.closing = False
         self.closed = asyncio.get_running_loop().create_future()
-        self.frames_in = self.frames_out = self.bytes_in = self.bytes_out = 0
+        self.frames_in = self.bytes_in = 0
         self.largest_buffer = 0
 
     # From picows
@@ -112,11 +112,9 @@ class Leg(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         """The handshake is done."""
         self.transport = transport
-        self._send = transport.send
         below = transport.underlying_transport
         below.set_write_buffer_limits(high=self._write_bytes)
         sock: socket.socket = below.get_extra_info("socket")
-        self._fd = sock.fileno()
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, self._socket_bytes)
         if self._paused:
@@ -139,7 +137,11 @@ class Leg(WSListener):
                 self.bytes_in += len(payload)
                 if not payload.isascii():
                     checked_text(payload)
-                self._on_text(payload)
+                forward = self._forward
+                if forward is not None and self._is_plain(payload):
+                    forward(_TEXT, payload)
+                else:
+                    self._on_text(payload)
             else:
                 self._on_other_frame(kind, frame)
         except Violation as violation:
@@ -194,7 +196,6 @@ class Leg(WSListener):
         if not self.closed.done():
             self.closed.set_result(None)
         self._owner.on_leg_lost(self.side)
-        self._fd = -1
 
     def pause_writing(self) -> None:
         """The write buffer is over its limit."""
@@ -216,10 +217,12 @@ class Leg(WSListener):
 
     def send(self, payload: bytes, kind: Opcode = Opcode.TEXT) -> None:
         """Send a message; never waits. What is sent on a leg that is closing goes nowhere."""
-        self.frames_out += 1
-        self.bytes_out += len(payload)
         if not self.closing:
-            self._send(_TEXT if kind is Opcode.TEXT else _BINARY, payload)
+            self._transport.send(_TEXT if kind is Opcode.TEXT else _BINARY, payload)
+
+    def feed(self, peer: "Leg | None") -> None:
+        """Send plain messages straight on to the peer from now on; None: give them to ``on_text`` again."""
+        self._forward = peer._transport.send if peer is not None else None
 
     def ping(self) -> None:
         """Send a ping, unless bytes are waiting already: they ask the same."""
@@ -253,8 +256,14 @@ class Leg(WSListener):
         return size
 
     def taken(self) -> int:
-        """Bytes that the peer's kernel has acknowledged: what was sent less what waits here and in our kernel."""
-        return self.bytes_out - self.buffered() - _unacknowledged(self._fd)
+        """How much the peer's kernel has taken so far, on a scale of its own: only growth means anything."""
+        if self.transport is None or self.transport.is_disconnected:
+            return 0
+        if not sys.platform.startswith("linux"):
+            return -self.buffered()  # less sure: it stands still while our kernel's buffer drains
+        sock: socket.socket = self.transport.underlying_transport.get_extra_info("socket")
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        return int(_BYTES_ACKED.unpack(info)[0])
 
     def close(self, close: Close) -> None:
         """Send CLOSE and take no more messages; the peer's CLOSE is still awaited (``closed``)."""
@@ -288,12 +297,3 @@ class Leg(WSListener):
         self.closing = True
         if not self.closed.done():
             self.closed.set_result(None)
-
-
-def _unacknowledged(fd: int) -> int:
-    """Bytes in the kernel's send queue that the peer has not acknowledged; 0 where the system does not tell."""
-    if fd < 0 or not sys.platform.startswith("linux"):
-        return 0
-    with contextlib.suppress(OSError):
-        return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-    return 0

@@ -1,7 +1,7 @@
 """One call's life: it owns both legs, carries out what the bridge decides, and sees to it that everything ends.
 
-The only module that acts for a call. Decisions are in ``relay.core``; the audio path is ``_on_client_text`` and
-``_on_model_text``, called straight from the read callbacks.
+The only module that acts for a call. Decisions are in ``relay.core``. While the call is open its legs feed each other
+plain audio (``Leg.feed``); everything else comes here from the read callbacks.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from relay.legs import Leg
 from relay.tally import Tally
 from relay.upstream import DialError, Target, Upstream
 
-_TICK_SECONDS: Final = 1.0
+_TICKS: Final = 6  # looks at a leg within its shortest limit
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
@@ -73,11 +73,11 @@ class Session:
             binary_audio=request.binary_audio,
         )
         self._bridge = Bridge(rules, _event_id)
-        self._plain_audio_down = not request.binary_audio
-        self._open = False  # both ways flow: plain audio needs no decision
         limits = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
-        self.client = Leg(Side.CLIENT, self, self._on_client_text, max_message=request.max_message, **limits)
-        self._model = Leg(Side.MODEL, self, self._on_model_text, max_message=settings.max_message_bytes, **limits)
+        plain = realtime.is_whole_append
+        self.client = Leg(Side.CLIENT, self, self._on_client_text, plain, max_message=request.max_message, **limits)
+        most, plain = settings.max_message_bytes, realtime.is_audio_delta
+        self._model = Leg(Side.MODEL, self, self._on_model_text, plain, max_message=most, **limits)
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._owned: OwnedCall | None = None
         self._injected_at: dict[str, float] = {}
@@ -86,6 +86,7 @@ class Session:
         self._connect_seconds: float | None = None
         self._counted = (0, 0, 0, 0)
         self._held: set[Side] = set()  # legs paused by the bridge
+        self._tick_seconds = min(settings.stall_seconds, settings.ping_seconds, settings.pong_seconds) / _TICKS
         self._ticker: asyncio.TimerHandle | None = None
         self._lives: dict[Side, Liveness] = {}
 
@@ -100,7 +101,7 @@ class Session:
         """Live the call from the upgrade to the tombstone; returns when nothing of it is left on this node."""
         self._services.tally.started += 1
         self._watch(Side.CLIENT)
-        self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
         self._owned = self._services.bus.own(self._record(), self._deliver)
         try:
             await self._live(self._owned)
@@ -148,7 +149,9 @@ class Session:
         if self._ending.done():
             return
         self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
-        self._open = self._bridge.phase is Phase.OPEN
+        self.client.feed(self._model)
+        if not self._request.binary_audio:
+            self._model.feed(self.client)
 
     async def _yield_when_lost(self, owned: OwnedCall) -> None:
         """Only a claim with a higher epoch, seen in the home Redis, ends a call from the bus's side."""
@@ -158,7 +161,8 @@ class Session:
     def end(self, ending: Ending) -> None:
         """Begin the end of the call; the first reason stands."""
         if not self._ending.done():
-            self._open = False
+            self.client.feed(None)
+            self._model.feed(None)
             self._bridge.on_ended()
             self._ending.set_result(ending)
 
@@ -240,23 +244,17 @@ class Session:
     # Messages of the legs, called from the read callbacks
 
     def _on_client_text(self, message: bytes) -> None:
-        if self._open and realtime.is_whole_append(message):
-            self._model.send(message)
-        else:
-            self._act(self._bridge.on_client_text(message))
-            self._guard()
+        self._act(self._bridge.on_client_text(message))
+        self._guard()
 
     def _on_model_text(self, message: bytes) -> None:
-        if self._open and self._plain_audio_down and realtime.is_audio_delta(message):
-            self.client.send(message)
-        else:
-            self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
+        self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
 
     def on_leg_binary(self, side: Side, payload: bytes) -> None:
         """A binary message: raw audio of a /voice client; no known model sends one."""
         if side is Side.CLIENT:
             self._act(self._bridge.on_client_binary(payload))
-        elif self._open:
+        elif self._bridge.phase is Phase.OPEN:
             self.client.send(payload, Opcode.BINARY)
 
     def on_leg_violation(self, side: Side, violation: Violation) -> None:
@@ -381,7 +379,7 @@ class Session:
     def _tick(self) -> None:
         if self._ending.done():
             return
-        self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
         try:
             self._look()
         except Exception as error:  # noqa: BLE001  # a call whose clocks are broken must not live on without them

@@ -37,7 +37,8 @@ class Liveness:
         self._stall_seconds = stall_seconds
         self.ping_seconds = ping_seconds
         self._pong_seconds = pong_seconds
-        self._received = self._taken = 0
+        self._received = 0
+        self._taken: int | None = None  # None: nothing has to be taken
         self._seen_at = self._moved_at = now
         self._pinged_at: float | None = None
 
@@ -51,9 +52,12 @@ class Liveness:
             blocked: whether more waits to be written than the buffers should hold.
             taken: bytes that the peer has taken so far; any growth is progress, however slow the link.
         """
-        if not blocked or taken > self._taken:
-            self._moved_at = now
-        self._taken = max(taken, self._taken)
+        if not blocked:
+            self._taken, self._moved_at = None, now
+        elif self._taken is None:
+            self._taken = taken
+        elif taken > self._taken:
+            self._taken, self._moved_at = taken, now
         if now - self._moved_at > self._stall_seconds:
             return Pulse.STALLED
         if received != self._received or not reading:
