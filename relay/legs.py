@@ -54,6 +54,7 @@ class Leg(WSListener):
         "_assembler",
         "_forward",
         "_is_plain",
+        "_max_message",
         "_on_text",
         "_owner",
         "_paused",
@@ -95,7 +96,8 @@ class Leg(WSListener):
         self._owner = owner
         self._on_text = on_text
         self._is_plain = is_plain
-        self._assembler = Assembler(max_message)
+        self._max_message = max_message
+        self._assembler: Assembler | None = None  # while a fragmented message is under way
         self._write_bytes = write_bytes
         self._socket_bytes = socket_bytes
         self._forward: Callable[[WSMsgType, bytes], None] | None = None
@@ -123,25 +125,18 @@ class Leg(WSListener):
             self.abort()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """A frame; the common case, a whole text message, first."""
+        """A frame; plain audio in an open call first, with as few looks at it as the rules allow."""
         self.frames_in += 1
         kind = frame.msg_type
         try:
-            if (
-                kind is _TEXT
-                and frame.fin
-                and self._assembler.kind is None
-                and not (frame.rsv1 or frame.rsv2 or frame.rsv3 or self.closing)
-            ):
+            if kind is _TEXT and frame.fin and self._assembler is None and not (frame.rsv1 or frame.rsv2 or frame.rsv3):
                 payload = frame.get_payload_as_bytes()
                 self.bytes_in += len(payload)
-                if not payload.isascii():
-                    checked_text(payload)
                 forward = self._forward
-                if forward is not None and self._is_plain(payload):
+                if forward is not None and payload.isascii() and self._is_plain(payload):
                     forward(_TEXT, payload)
-                else:
-                    self._on_text(payload)
+                elif not self.closing:
+                    self._on_text(checked_text(payload))
             else:
                 self._on_other_frame(kind, frame)
         except Violation as violation:
@@ -167,9 +162,12 @@ class Leg(WSListener):
             if kind is WSMsgType.PING and not self.blocked:  # a peer that takes nothing must not pile up pongs
                 self._transport.send_pong(payload)
         else:
+            if self._assembler is None:
+                self._assembler = Assembler(self._max_message)
             message = self._assembler.accept(kind.value, frame.fin, reserved, payload)
             if message is None:
                 return
+            self._assembler = None
             if message.kind is Opcode.TEXT:
                 self._on_text(message.payload)
             else:
