@@ -1,0 +1,83 @@
+"""`python -m ops.bench.model`: the upstream of all calls, as cheap as it can be. Says `session.created`, then audio.
+
+It parses nothing: what it did beside counting would be taken from the bridge that is measured on the same machine.
+"""
+
+import ssl
+from typing import Any, Final
+
+from picows import WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
+
+from ops.bench.events import APPEND, DELTA, SESSION_CREATED
+from ops.bench.orders import Order, run_peer
+from ops.bench.traffic import Arrivals, Connection, Pacer
+
+_STAMP_EVERY: Final = 1  # there are few of them
+_BACKLOG: Final = 1024
+
+
+class _Call(Connection):
+    """A call's model side."""
+
+    def __init__(self, arrivals: Arrivals, live: list[Connection]) -> None:
+        super().__init__(arrivals)
+        self._live = live
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Say hello, as the Realtime API does."""
+        super().on_ws_connected(transport)
+        self._live.append(self)
+        transport.send(WSMsgType.TEXT, SESSION_CREATED)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """Forget the call."""
+        super().on_ws_disconnected(transport)
+        self._live.remove(self)
+
+
+class _Model:
+    """What the model is ordered to do."""
+
+    def __init__(self) -> None:
+        self._live: list[Connection] = []
+        self._arrivals = Arrivals(APPEND)
+        self._pacer = Pacer(DELTA, self._live, _STAMP_EVERY)
+
+    async def listen(self, cert: str | None, key: str | None) -> int:
+        """Open a port, with TLS if there is a certificate."""
+        context = None
+        if cert is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(cert, key)
+        server = await ws_create_server(self._accept, "127.0.0.1", 0, ssl=context, backlog=_BACKLOG)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    def _accept(self, _: WSUpgradeRequest) -> Connection:
+        return _Call(self._arrivals, self._live)
+
+    def stream(self, rate: float) -> None:
+        """Begin to speak: so many frames a second on all calls together."""
+        self._pacer.start(rate)
+
+    def still(self) -> None:
+        """Stop speaking."""
+        self._pacer.stop()
+
+    def begin(self) -> None:
+        """Open a window."""
+        self._arrivals.begin()
+        self._pacer.begin()
+
+    def end(self) -> dict[str, Any]:
+        """What came and went since `begin`."""
+        return {"received": self._arrivals.end(), "sent": self._pacer.end()}
+
+
+def _orders() -> tuple[Order, ...]:
+    model = _Model()
+    return (model.listen, model.stream, model.still, model.begin, model.end)
+
+
+if __name__ == "__main__":
+    run_peer(_orders)
