@@ -44,6 +44,11 @@ class Supervisor:
             try:
                 await work()
                 log.error("task_returned", task=name)
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                log.exception("task_died", task=name)  # what it waited for was cancelled, not this task
             except Exception:
                 log.exception("task_died", task=name)
             self.restarts[name] += 1

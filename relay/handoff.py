@@ -6,7 +6,6 @@ and tests/contract/test_handoff.py says what is relied upon. No decision about a
 
 import asyncio
 import base64
-import binascii
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -44,14 +43,14 @@ def check_upgrade(request: web.Request) -> None:
     Raises:
         BadHandshake: 426 if no upgrade is asked for, 400 if the key is wrong.
     """
-    tokens = {token.strip().lower() for token in request.headers.get("Connection", "").split(",")}
+    tokens = {token.strip().lower() for value in request.headers.getall("Connection", ()) for token in value.split(",")}
     if request.headers.get("Upgrade", "").strip().lower() != "websocket" or "upgrade" not in tokens:
         raise BadHandshake(426, "upgrade_required", "This path speaks WebSocket: send an upgrade request.")
     if request.headers.get("Sec-WebSocket-Version") != "13":
         raise BadHandshake(426, "unsupported_version", "Use WebSocket version 13.")
     try:
         key = base64.b64decode(request.headers.get("Sec-WebSocket-Key", ""), validate=True)
-    except binascii.Error:
+    except ValueError:  # not base64, or not even ASCII
         key = b""
     if len(key) != 16:
         raise BadHandshake(400, "invalid_key", "Sec-WebSocket-Key must be 16 bytes in base64.")
@@ -139,11 +138,10 @@ def hand_off(
     frames = _protocol(lambda _: answer, client=None, max_message=max_message, on_refused=on_refused)
     transport.set_protocol(frames)
     frames.connection_made(transport)
-    _feed(frames, _canonical_head(request.headers["Sec-WebSocket-Key"]))
     protocol.transport = None  # else aiohttp closes it
     protocol.connection_lost(None)
-    transport.resume_reading()
-    _feed(frames, bytes(early.data))  # last: the listener may pause the reading again
+    transport.resume_reading()  # before the listener hears of anything: it may pause the reading again
+    _feed(frames, _canonical_head(request.headers["Sec-WebSocket-Key"]) + bytes(early.data))
     return _HandedOff()
 
 
@@ -196,6 +194,8 @@ async def connect(
     except asyncio.CancelledError:
         frames.transport.disconnect(False)
         raise
+    if frames.listener is None:
+        raise ConnectionResetError("the server hung up before it upgraded")
 
 
 def _protocol(

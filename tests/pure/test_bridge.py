@@ -67,7 +67,6 @@ def test_a_step_that_the_table_does_not_have_raises(phase, step):
         return
     with pytest.raises(KeyError):
         act()
-    assert bridge.phase is phase
 
 
 def test_every_phase_but_the_last_leads_on_and_every_one_can_end():
@@ -181,14 +180,10 @@ def test_an_error_with_a_foreign_cause_goes_on_byte_for_byte(cause):
     assert from_model(playing(), error) == [Send(CLIENT, error)]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"error": None}, {"error": "text"}, {"error": []}, {"error": {}}, {"error": {"event_id": 7}}],
-    ids=["no error", "null", "text", "list", "empty", "number"],
-)
-def test_an_error_in_an_unknown_shape_goes_on_byte_for_byte(fields):
+@pytest.mark.parametrize("error", [None, "text", [], {}, {"event_id": 7}], ids=repr)
+def test_an_error_in_an_unknown_shape_goes_on_byte_for_byte(error):
     """Other servers' errors must reach the client too."""
-    assert from_model(playing(), event("error", **fields)) == [Send(CLIENT, event("error", **fields))]
+    assert from_model(playing(), event("error", error=error)) == [Send(CLIENT, event("error", error=error))]
 
 
 @pytest.mark.parametrize("cause", ["r.1", "r.open", "r.999"])
@@ -230,11 +225,8 @@ def test_an_event_that_the_relay_cannot_understand_goes_on_all_the_same(kind, bo
 def test_what_is_no_event_is_answered_by_the_relay_and_the_call_goes_on(message):
     """As the model's own server would do; the model never sees it."""
     bridge = playing()
-    (action,) = bridge.on_client_text(message)
-    error = json.loads(action.payload)
-    assert action.side is CLIENT
-    assert error["type"] == "error"
-    assert error["error"]["code"] == "invalid_json"
+    (error,) = sent(bridge.on_client_text(message), CLIENT)
+    assert (error["type"], error["error"]["code"]) == ("error", "invalid_json")
     assert bridge.on_client_text(APPEND) == [Send(MODEL, APPEND)]
 
 

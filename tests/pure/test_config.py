@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config import ConfigError, Settings, parse_agents, read
+from relay.devcert import make_certificate
 
 SECRET = "hunter2-" * 4  # of every kind: password, key, token
 ENV = {"RELAY_JWT_SECRET": SECRET, "RELAY_UPSTREAM_URL": "ws://model.example/v1/realtime", "RELAY_REGION": "iad"}
@@ -169,6 +170,16 @@ def test_a_certificate_that_is_none_names_its_variable(variable, tmp_path):
     found = settings(**{variable: str(file), "RELAY_TLS_KEY": str(file) if variable == "RELAY_TLS_CERT" else ""})
     with pytest.raises(ConfigError, match=variable):
         found.server_context() if variable == "RELAY_TLS_CERT" else found.upstream_context()
+
+
+def test_without_a_certificate_the_port_is_plain_and_with_one_it_is_tls(tmp_path):
+    """Behind a load balancer that ends TLS, or not."""
+    assert settings().server_context() is None
+    cert, key = map(str, make_certificate(tmp_path))
+    context = settings(RELAY_TLS_CERT=cert, RELAY_TLS_KEY=key).server_context()
+    assert context is not None
+    assert context.cert_store_stats()["x509"] == 0  # clients need no certificate
+    assert settings(RELAY_UPSTREAM_CA=cert).upstream_context().cert_store_stats()["x509"] > 0
 
 
 def test_upstream_certificates_are_always_verified():

@@ -1,8 +1,12 @@
 """What becomes of a backend's message: from the inbox to the model's answer, time passed in."""
 
+from typing import Any
+
 import pytest
 
+from relay.core.bridge import Bridge, Rules
 from relay.core.injection import Injection, Injections, Settled
+from relay.core.realtime import encode
 from tests.support.play import LATER, NOW, WALL, Play
 
 DUPLICATE = "item_create_duplicate_item_id"
@@ -186,6 +190,7 @@ def test_seeing_a_tool_call_again_does_not_open_it_again(play):
 def test_a_tool_call_with_an_impossible_id_is_overlooked(play, call_id):
     """Whatever a server sends, the call goes on."""
     play.item("fc", type="function_call", call_id=call_id)
+    play.item("theirs", type="function_call_output", call_id=call_id or "call_1")
     assert play.settled == []
 
 
@@ -272,6 +277,26 @@ def test_a_response_waits_for_the_active_one_and_follows_it(play):
     play.done("theirs")
     assert len(play.asks()) == 1
     assert play.settled == [("a", "applied")]
+
+
+def test_a_response_outside_the_conversation_is_in_nobodys_way():
+    """With ``conversation: "none"`` it may run beside others, and is never the answer to a message."""
+    bridge = Bridge(Rules(), lambda: "event_1")
+    bridge.on_model_opened(None)
+    bridge.on_announced(None, NOW, WALL)
+    bridge.inject(Injection("a", "item_a", {"id": "item_a"}, {}, LATER), NOW, WALL)
+
+    def tell(kind: str, **fields: Any) -> list[Any]:
+        return bridge.on_model_text(encode({"type": kind, **fields}), NOW, WALL)[1:]
+
+    aside = {"id": "aside", "conversation_id": None, "status": "completed"}
+    assert tell("response.created", response=aside) == []
+    applied, asked = tell("conversation.item.added", item={"id": "item_a"})
+    assert (applied.status, b'"response.create"' in asked.payload) == ("applied", True)
+    assert tell("response.done", response=aside) == []
+    ours = {"id": "ours", "conversation_id": "conv_1", "status": "completed"}
+    assert tell("response.created", response=ours) == []
+    assert [settled.status for settled in tell("response.done", response=ours)] == ["answered"]
 
 
 def test_responses_are_asked_for_one_by_one_in_order(play):

@@ -63,6 +63,8 @@ def test_every_sdks_append_takes_the_fast_path(keys, spaced, audio):
         pytest.param(f'{{"type":"{APPEND}"}}', id="no audio"),
         pytest.param('{"type":"input_audio_buffer.appendix","audio":"AA"}', id="longer type"),
         pytest.param('{"type":"input_audio_buffer.commit","audio":"AA"}', id="other type"),
+        pytest.param('{"audio":"AA","type":"input_audio_buffer.commit"}', id="other type of the same length, last"),
+        pytest.param(f'{{"type":"{APPEND}","audio":"AA"]', id="other bracket"),
         pytest.param('{"type":"session.update","session":{}}', id="other event"),
         pytest.param(f'{{"item":{{"type":"{APPEND}","audio":"AA"}}', id="nested"),
         pytest.param(f'[{{"type":"{APPEND}","audio":"AA"}}]', id="in a list"),
