@@ -90,6 +90,8 @@ async def test_a_real_prometheus_scrapes_it(nodes: Nodes, tmp_path: Path) -> Non
             async with nodes.http.get(
                 f"http://127.0.0.1:{port}/api/v1/query", params={"query": "relay_ready"}
             ) as response:
+                if response.status != 200:
+                    return False  # it is up and not ready yet
                 result = (await response.json())["data"]["result"]
         except OSError:
             return False  # it is not up yet
