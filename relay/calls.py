@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from relay.core.endings import Ending
 from relay.session import Session
+
+log = structlog.get_logger("relay")
 
 
 class Calls:
@@ -36,6 +40,8 @@ class Calls:
     async def _live(self, session: Session) -> None:
         try:
             await session.run()
+        except Exception:
+            log.exception("call_failed", call=session.call_id)  # a bug of ours, which must not end the other calls
         finally:
             del self._sessions[session.call_id]
             if not self._sessions:

@@ -27,6 +27,7 @@ from relay.tally import Tally
 from relay.upstream import DialError, Target, Upstream
 
 _TICKS: Final = 6  # looks at a leg within its shortest limit
+_BUG: Final = "internal error of the relay"
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
@@ -102,14 +103,16 @@ class Session:
         self._services.tally.started += 1
         self._watch(Side.CLIENT)
         self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
-        self._owned = self._services.bus.own(self._record(), self._deliver)
         try:
+            self._owned = self._services.bus.own(self._record(), self._deliver)
             await self._live(self._owned)
             await self._close_legs(self._ending.result())
         finally:  # also when we are cancelled
+            self._fail(Why.NODE_FAILED, _BUG)  # a no-op unless the bus would not have the call
             self._model.abort()
             self.client.abort()
-            self._owned.end(self._tombstone(self._ending.result()))
+            if self._owned is not None:
+                self._owned.end(self._tombstone(self._ending.result()))
 
     async def _live(self, owned: OwnedCall) -> None:
         try:
@@ -121,7 +124,7 @@ class Session:
                 losing.cancel()
         except* Exception as errors:  # noqa: BLE001  # our bug must end this call, and no other
             self._log.error("call_failed", exc_info=errors)
-            self.end(ended(Why.NODE_FAILED, "internal error of the relay"))
+            self._fail(Why.NODE_FAILED, _BUG)
         finally:
             self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
             self._account(self._ending.result())
@@ -131,8 +134,7 @@ class Session:
         try:
             await services.upstream.dial(self._request.target, self._model)
         except DialError as error:
-            text = realtime.error_event(_event_id(), "server_error", error.code, str(error))
-            self._act([End(ended(error.why, str(error)), text)])
+            self._fail(error.why, str(error), error.code)
             return
         if self._ending.done():  # while we dialled, or by a frame that came with the handshake
             return
@@ -149,6 +151,8 @@ class Session:
         if self._ending.done():
             return
         self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
+        if self._bridge.phase is not Phase.OPEN:
+            return
         self.client.feed(self._model)
         if not self._request.binary_audio:
             self._model.feed(self.client)
@@ -156,15 +160,23 @@ class Session:
     async def _yield_when_lost(self, owned: OwnedCall) -> None:
         """Only a claim with a higher epoch, seen in the home Redis, ends a call from the bus's side."""
         await owned.wait_lost()
-        self.end(ended(Why.NODE_FAILED, "the call was claimed by another node"))
+        self._fail(Why.NODE_FAILED, "the call was claimed by another node")
 
-    def end(self, ending: Ending) -> None:
-        """Begin the end of the call; the first reason stands."""
-        if not self._ending.done():
-            self.client.feed(None)
-            self._model.feed(None)
-            self._bridge.on_ended()
-            self._ending.set_result(ending)
+    def end(self, ending: Ending, error: bytes | None = None) -> None:
+        """Begin the end of the call; the first reason stands. ``error`` is an event that the client gets first."""
+        if self._ending.done():
+            return
+        self.client.feed(None)
+        self._model.feed(None)
+        for held in self._bridge.on_ended():
+            self.client.send(held.payload, held.kind)
+        if error is not None:
+            self.client.send(error)
+        self._ending.set_result(ending)
+
+    def _fail(self, why: Why, text: str, code: str | None = None) -> None:
+        """End the call for a fault that is not the client's, which is told in words what happened."""
+        self.end(ended(why, text), realtime.error_event(_event_id(), "server_error", code or why.label, text))
 
     async def _close_legs(self, ending: Ending) -> None:
         """Close both legs, whatever their peers do: politely within ``close_seconds``, then by force."""
@@ -262,7 +274,7 @@ class Session:
         if side is Side.CLIENT:
             self.end(client_broke_protocol(violation.code, violation.reason))
         else:
-            self.end(ended(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol"))
+            self._fail(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol")
 
     def on_leg_close(self, side: Side, close: Close) -> None:
         """A peer closes, or answers our CLOSE."""
@@ -274,8 +286,10 @@ class Session:
 
     def on_leg_lost(self, side: Side) -> None:
         """A connection is gone without a close."""
-        lost = ended(Why.MODEL_LOST, "the connection to the model was lost")
-        self.end(ended(Why.CLIENT_LOST) if side is Side.CLIENT else lost)
+        if side is Side.CLIENT:
+            self.end(ended(Why.CLIENT_LOST))
+        else:
+            self._fail(Why.MODEL_LOST, "the connection to the model was lost")
 
     def on_leg_blocked(self, side: Side, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""
@@ -291,7 +305,7 @@ class Session:
     def on_leg_failed(self, side: Side, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
         self._log.error("call_failed", leg=side.name.lower(), exc_info=error)
-        self.end(ended(Why.NODE_FAILED, "internal error of the relay"))
+        self._fail(Why.NODE_FAILED, _BUG)
 
     # Messages of backends
 
@@ -331,9 +345,7 @@ class Session:
                 case Resume(side):
                     self._hold(side, False)
                 case End(ending, error):
-                    if error is not None and not self._ending.done():
-                        self.client.send(error)
-                    self.end(ending)
+                    self.end(ending, error)
                 case _:
                     assert_never(action)
 
@@ -358,11 +370,18 @@ class Session:
         if self.client.blocked and self.client.buffered() > most:
             self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
 
-    def _slow(self, side: Side) -> Ending:
+    def _stalled(self, side: Side) -> None:
         seconds = self._services.settings.stall_seconds
         if side is Side.CLIENT:
-            return ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s")
-        return ended(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
+            self.end(ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s"))
+        else:
+            self._fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
+
+    def _silent(self, side: Side) -> None:
+        if side is Side.CLIENT:
+            self.end(ended(Why.CLIENT_SILENT, "the client answered no ping"))
+        else:
+            self._fail(Why.MODEL_SILENT, "the model answered no ping")
 
     def _leg(self, side: Side) -> Leg:
         return self.client if side is Side.CLIENT else self._model
@@ -395,10 +414,9 @@ class Session:
                 case Pulse.PING:
                     leg.ping()
                 case Pulse.STALLED:
-                    self.end(self._slow(side))
+                    self._stalled(side)
                 case Pulse.SILENT:
-                    silent = Why.CLIENT_SILENT if side is Side.CLIENT else Why.MODEL_SILENT
-                    self.end(ended(silent, f"no answer to a ping of the {side.name.lower()} leg"))
+                    self._silent(side)
         self._act(self._bridge.on_tick(now, self._services.wall()))
 
     def _count(self) -> None:

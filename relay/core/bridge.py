@@ -272,10 +272,11 @@ class Bridge:
         """Settle the messages that the model left without an answer for too long, and go on with the next."""
         return [*self._injections.overdue(now), *self._release(now, wall)]
 
-    def on_ended(self) -> None:
-        """The call is over, whatever comes now."""
+    def on_ended(self) -> list[Send]:
+        """The call is over, whatever comes now; what is held for the client still goes, it may say why."""
         self._step(Step.ENDED)
-        self._held_for_client = self._held_for_model = None
+        held, self._held_for_client, self._held_for_model = self._held_for_client, None, None
+        return list(held.drain()) if held is not None else []
 
     def _error(self, code: str, text: str) -> bytes:
         return realtime.error_event(self._event_ids(), "invalid_request_error", code, text)

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import socket as sockets
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.support.fleet import Nodes, bearer, closed, event, token, until
+from tests.support.redis_server import RedisServer
 
 
 async def ended_at_model(nodes: Nodes) -> int | None:
@@ -108,6 +110,17 @@ async def test_a_model_that_cannot_be_had_is_told_in_words(
     client = await nodes.connect(await nodes.add(DIAL_SECONDS="0.5"))
     got, events = await closed(client)
     assert (got, [event["error"]["code"] for event in events]) == (code, [error])
+
+
+async def test_what_the_model_says_before_it_closes_is_told_though_the_call_is_not_registered_yet(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """OpenAI refuses a key by an error event and a close behind it; the text that quotes the key is replaced."""
+    async with Nodes.running(redis_server.url, tmp_path, key="another-key") as nodes:
+        node = await nodes.add(REGIONS="iad=redis://127.0.0.1:1", REGISTER_SECONDS="60")
+        code, events = await closed(await nodes.connect(node))
+        assert (code, [event["error"]["code"] for event in events]) == (1008, ["invalid_api_key"])
+        assert "upstream-key" not in json.dumps(events)
 
 
 async def test_an_unreachable_model_is_told_in_words(nodes: Nodes) -> None:
@@ -259,7 +272,7 @@ async def test_a_model_that_reads_nothing_ends_the_call(nodes: Nodes) -> None:
     flooding = asyncio.get_running_loop().create_task(flood())
     code, events = await closed(client)
     flooding.cancel()
-    assert (code, events) == (1013, [])
+    assert (code, [event["error"]["code"] for event in events]) == (1013, ["model_slow"])
 
 
 async def test_a_silent_client_is_noticed(nodes: Nodes) -> None:
