@@ -78,6 +78,11 @@ class Tasks:
         while True:
             try:
                 await work()
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                self._failed(name)  # what it waited for was cancelled, not this task
             except Exception:  # noqa: BLE001 - as above; the count and the traceback tell
                 self._failed(name)
             await backoff.wait()

@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
-from picows import WSListener, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows import WSListener, WSProtocolError, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # absent from picows' stubs
 from picows.url import parse_url
 
@@ -148,8 +148,10 @@ def hand_off(
 async def listen(runner: web.AppRunner, sock: socket.socket, context: ssl.SSLContext | None) -> asyncio.Server:
     """Serve an aiohttp application whose connections can be handed off; closing the result is the caller's.
 
-    On aiofastnet's transports, as the model legs are: picows writes to them without a copy for the event loop, which
-    makes a frame about a fifth cheaper than on uvloop's own.
+    It must be this and no site of aiohttp's. picows hands frames over 8 KiB to the transport with a view of a header
+    buffer that it uses again; aiofastnet copies what it cannot write at once, uvloop's own transport keeps the view,
+    and a client that reads slowly would get corrupted frames (seen, and tested in tests/contract/test_handoff.py). It
+    is also the cheaper one, by about a fifth of a frame.
     """
     if runner.server is None:
         raise RuntimeError("the runner was not set up")
@@ -160,6 +162,15 @@ def _tls(context: ssl.SSLContext | None) -> dict[str, Any]:
     if context is None:
         return {}
     return {"ssl": context, "ssl_incoming_bio_size": TLS_BUFFER_BYTES, "ssl_outgoing_bio_size": TLS_BUFFER_BYTES}
+
+
+def quiet_refusals(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle an exception of the loop: drop what picows leaves in a future that nobody can reach.
+
+    It does so when a server breaks the rules; the call has ended for it, with a row of its own.
+    """
+    if not isinstance(context.get("exception"), WSProtocolError):
+        loop.default_exception_handler(context)
 
 
 async def connect(

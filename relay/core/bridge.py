@@ -5,7 +5,7 @@ even come here while the call is open (``relay.session`` sends it straight on).
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
@@ -78,7 +78,18 @@ class End(NamedTuple):
     error: bytes | None = None
 
 
-Action = Send | Pause | Resume | End | Settled
+class Complaint(NamedTuple):
+    """The model refused an event of the relay's own that no message stands behind: for the node's log."""
+
+    code: str
+    message: str
+
+
+Action = Send | Pause | Resume | End | Settled | Complaint
+
+
+# What goes on to the client (None: nothing), and what else follows.
+_Understood = tuple[bytes | None, Sequence[Settled | Complaint]]
 
 
 class Hold:
@@ -209,9 +220,9 @@ class Bridge:
             event = realtime.decode(message)
         except NotAnEvent:
             return self._to_client(Send(Side.CLIENT, message))  # the client says what it thinks of it
-        passed, settled = understand(self, message, event)
+        passed, follows = understand(self, message, event)
         actions: list[Action] = self._to_client(Send(Side.CLIENT, passed)) if passed is not None else []
-        return [*actions, *settled, *self._release(now, wall)]
+        return [*actions, *follows, *self._release(now, wall)]
 
     def _to_client(self, send: Send) -> list[Action]:
         if self._held_for_client is None:
@@ -219,13 +230,15 @@ class Bridge:
         self._held_for_client.put(send)
         return [Pause(Side.MODEL)] if self._held_for_client.full else []
 
-    def _on_error(self, message: bytes, event: dict[str, Any]) -> tuple[bytes | None, list[Settled]]:
+    def _on_error(self, message: bytes, event: dict[str, Any]) -> _Understood:
         error = event.get("error")
         if not isinstance(error, dict):
             return message, []
         own, settled = self._injections.on_error(error)
         if own:
-            return None, settled
+            if settled:
+                return None, settled
+            return None, [Complaint(str(error.get("code")), str(error.get("message")))]
         cause, changed = error.get("event_id"), False
         if isinstance(cause, str) and cause.startswith(CLIENT_EVENTS):
             error["event_id"], changed = cause.removeprefix(CLIENT_EVENTS), True
@@ -236,17 +249,17 @@ class Bridge:
             )
         return realtime.encode(event) if changed else message, settled
 
-    def _on_item(self, message: bytes, event: dict[str, Any]) -> tuple[bytes | None, list[Settled]]:
+    def _on_item(self, message: bytes, event: dict[str, Any]) -> _Understood:
         item = event.get("item")
         return message, self._injections.on_item(item) if isinstance(item, dict) else []
 
-    def _on_response_created(self, message: bytes, event: dict[str, Any]) -> tuple[bytes | None, list[Settled]]:
+    def _on_response_created(self, message: bytes, event: dict[str, Any]) -> _Understood:
         response = _of_conversation(event)
         if response is not None:
             self._injections.on_response_created(response)
         return message, []
 
-    def _on_response_done(self, message: bytes, event: dict[str, Any]) -> tuple[bytes | None, list[Settled]]:
+    def _on_response_done(self, message: bytes, event: dict[str, Any]) -> _Understood:
         response = _of_conversation(event)
         return message, self._injections.on_response_done(response) if response is not None else []
 
@@ -282,7 +295,7 @@ class Bridge:
         return realtime.error_event(self._event_ids(), "invalid_request_error", code, text)
 
 
-_Understand = Callable[[Bridge, bytes, dict[str, Any]], tuple[bytes | None, list[Settled]]]
+_Understand = Callable[[Bridge, bytes, dict[str, Any]], _Understood]
 # The events that the relay must understand; all others go on unread. ``conversation.item.retrieved`` must never be
 # here: it carries megabytes of audio, and the Agents SDKs ask for it at every turn.
 _UNDERSTOOD: Final[dict[str, _Understand]] = {
@@ -299,7 +312,8 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
 def _of_conversation(event: dict[str, Any]) -> dict[str, Any] | None:
     """Return the event's response unless it stands outside the conversation (``conversation: "none"``)."""
     response = event.get("response")
-    return response if isinstance(response, dict) and response.get("conversation_id") is not None else None
+    # null says that it stands outside; where a server leaves the field out it says nothing
+    return response if isinstance(response, dict) and response.get("conversation_id", "") is not None else None
 
 
 def opening_update(session: dict[str, Any]) -> bytes:

@@ -61,6 +61,7 @@ class Peer:
     def __init__(self, answer: bytes, *, stay: bool) -> None:
         self._answer, self._stay = answer, stay
         self.heads: list[bytes] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self.ended = asyncio.Event()
 
     @classmethod
@@ -68,9 +69,14 @@ class Peer:
     async def running(cls, answer: bytes = b"", *, stay: bool = True) -> AsyncIterator[tuple["Peer", int]]:
         peer = cls(answer, stay=stay)
         async with await asyncio.start_server(peer._serve, "127.0.0.1", 0) as server:
-            yield peer, server.sockets[0].getsockname()[1]
+            try:
+                yield peer, server.sockets[0].getsockname()[1]
+            finally:
+                for writer in peer._writers:
+                    writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         self.heads.append(await reader.read(4096))
         writer.write(self._answer)
         if self._stay:

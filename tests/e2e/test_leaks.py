@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -89,6 +90,27 @@ WAYS: list[Way] = [
     model_fails("malformed=utf8"),
     model_fails("expire=0.05"),
 ]
+
+
+async def test_an_ended_call_leaves_the_garbage_collector_no_work(nodes: Nodes) -> None:
+    """A full collection stops the loop, and with it the audio of all calls, for longer the more there is."""
+    node = await nodes.add()
+
+    async def call() -> weakref.ref[Session]:
+        client = await use(nodes, node, node)
+        call_id = client._response.headers["X-Call-Id"]
+        sessions = (each for each in gc.get_objects() if isinstance(each, Session))
+        found = weakref.ref(next(each for each in sessions if each.call_id == call_id))
+        await client.close()
+        return found
+
+    gc.collect()
+    gc.disable()
+    try:
+        session = await call()
+        await until(lambda: session() is None)
+    finally:
+        gc.enable()
 
 
 def descriptors(but_to_port: int) -> int:

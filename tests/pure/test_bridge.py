@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 
-from relay.core.bridge import TRANSITIONS, Bridge, End, Pause, Phase, Resume, Rules, Send, Side, Step, opening_update
+from relay.core.bridge import (
+    TRANSITIONS,
+    Bridge,
+    Complaint,
+    End,
+    Pause,
+    Phase,
+    Resume,
+    Rules,
+    Send,
+    Side,
+    Step,
+    opening_update,
+)
 from relay.core.endings import Why
 from relay.core.frames import Opcode
 from relay.core.injection import Injection, Settled
@@ -190,7 +203,7 @@ def test_an_error_in_an_unknown_shape_goes_on_byte_for_byte(error):
 def test_an_error_that_the_relay_caused_never_reaches_the_client(cause):
     """The client can do nothing about it, and SDKs raise on errors that nobody handles."""
     error = event("error", error={"code": "invalid_value", "message": "m", "event_id": cause})
-    assert from_model(playing(), error) == []
+    assert from_model(playing(), error) == [Complaint("invalid_value", "m")]
 
 
 @pytest.mark.parametrize("cause", [None, "c.e1"], ids=["no cause", "client's"])

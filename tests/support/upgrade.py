@@ -14,6 +14,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport
 from relay.handoff import BadHandshake, check_upgrade, hand_off, listen
 
 LIMIT = 1 << 20
+_TEST_SECONDS = 30.0
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HEAD = (
     "GET /x HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -79,7 +80,8 @@ class Server:
             yield server
         finally:
             for listener in server.listeners:
-                listener.transport.disconnect(False)
+                if listener.transport is not None:
+                    listener.transport.disconnect(False)
                 await listener.closed
             listening.close()
             await server.runner.cleanup()
@@ -117,8 +119,9 @@ class Raw:
         address = () if "sock" in options else ("127.0.0.1", server.port)
         reader, writer = await asyncio.open_connection(*address, **options)
         try:
-            writer.write(first)
-            yield cls(reader, writer)
+            async with asyncio.timeout(_TEST_SECONDS):  # a test that waits for what never comes fails, and ends
+                writer.write(first)
+                yield cls(reader, writer)
         finally:
             writer.close()
 
