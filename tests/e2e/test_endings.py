@@ -201,10 +201,12 @@ async def test_webrtc_is_told_what_to_use_instead(nodes: Nodes) -> None:
 async def test_a_full_node_refuses(nodes: Nodes) -> None:
     """Admission is by count, before any work."""
     node = await nodes.add(MAX_CALLS="1")
-    await event(await nodes.connect(node), "session.created")
+    client = await nodes.connect(node)
+    await event(client, "session.created")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await nodes.connect(node)
     assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "2")
+    await client.close()
 
 
 @pytest.mark.parametrize(
