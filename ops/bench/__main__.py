@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from ops.bench.runs import Bench, Contender, Shape, rounds
 _PATH: Final = "/v1/realtime?model=bench"
 _AT_ONCE: Final = (1, 50)
 _DIRECT: Final = "direct"
-_WINDOWS: Final = 4  # relay, aiohttp, direct in each round; the scraped one once, counted as a full round
+_WINDOWS: Final = 5  # relay, aiohttp, picows, direct in each round; the scraped one once, counted as a full round
 _AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream
 _PATIENCE: Final = 2.0  # how much longer than planned it may take
 
@@ -142,12 +142,19 @@ class _Site:
             token = jwt.encode(claims, self._secret, algorithm="HS256")
             yield _contender("relay", server, {"Authorization": f"Bearer {token}"})
 
-    @asynccontextmanager
-    async def aiohttp(self, upstream: str) -> AsyncIterator[Contender]:
+    def aiohttp(self, upstream: str) -> AbstractAsyncContextManager[Contender]:
         """Run the aiohttp bridge."""
-        arguments = ["ops.bench.aiohttp_bridge", "--upstream", upstream, "--ca", str(self.cert)]
-        async with running_server("aiohttp", arguments, {}, self._folder) as server:
-            yield _contender("aiohttp", server, {})
+        return self._plain_bridge("aiohttp", upstream)
+
+    def picows(self, upstream: str) -> AbstractAsyncContextManager[Contender]:
+        """Run the bare picows bridge."""
+        return self._plain_bridge("picows", upstream)
+
+    @asynccontextmanager
+    async def _plain_bridge(self, name: str, upstream: str) -> AsyncIterator[Contender]:
+        arguments = [f"ops.bench.{name}_bridge", "--upstream", upstream, "--ca", str(self.cert)]
+        async with running_server(name, arguments, {}, self._folder) as server:
+            yield _contender(name, server, {})
 
 
 def _contender(name: str, server: Server, headers: dict[str, str]) -> Contender:
@@ -168,7 +175,8 @@ async def _against(kind: str, shape: Shape, site: _Site, bench: Bench, model: Pe
     direct = Contender(_DIRECT, upstream, {}, ca=str(site.cert) if tls else None)
     async with site.relay(upstream) as relay, site.aiohttp(upstream) as aiohttp:
         contenders = (relay, aiohttp, direct)
-        steady = await rounds(bench, shape, contenders)
+        async with site.picows(upstream) as picows:
+            steady = await rounds(bench, shape, (relay, aiohttp, picows, direct))
         scraped = await bench.steady(relay, scraped=True)
         connects = {
             str(at_once): {each.name: await bench.connects(each, at_once) for each in contenders}

@@ -57,6 +57,8 @@ def _cpu(kind: str, steady: dict[str, Any]) -> Iterable[Row]:
         if part == "total" and row.ratio is not None:
             row = row._replace(target=f"ratio ≤ {CPU_RATIO[kind]:.2f}", met=row.ratio <= CPU_RATIO[kind])
         yield row
+        if part == "total":
+            yield Row("  a bare picows bridge's, µs", _middle(steady["picows"], "cpu_us", part), aiohttp)
 
 
 def _latency(steady: dict[str, Any]) -> Iterable[Row]:
