@@ -4,17 +4,14 @@ Two pumps a call, no tokens, no bus, no metrics. Compression is off, as the rela
 author would have it: uvloop, aiohttp's compiled reader, no limit on connections, the relay's longest message.
 """
 
-import argparse
 import asyncio
-import json
-import os
 import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
-import uvloop
 from aiohttp import ClientSession, ClientWebSocketResponse, TCPConnector, WSMsgType, web
+
+from ops.bench.bridge import Listening, run
 
 _MAX_MESSAGE_BYTES: Final = 21 << 20
 _BACKLOG: Final = 1024
@@ -53,30 +50,16 @@ def _handler(
     return bridge
 
 
-async def _serve(upstream: str, ca: Path | None, ready_file: Path) -> None:
-    context = ssl.create_default_context(cafile=ca) if ca is not None else None
+async def _serve(upstream: str, context: ssl.SSLContext | None, listening: Listening) -> None:
     async with ClientSession(connector=TCPConnector(limit=0)) as session:
         app = web.Application()
         app.router.add_get("/v1/realtime", _handler(upstream, context, session))
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
-        host, port = runner.addresses[0][:2]
-        partial = ready_file.with_name(f".{ready_file.name}")
-        partial.write_text(json.dumps({"url": f"http://{host}:{port}", "pid": os.getpid()}))
-        partial.replace(ready_file)
+        listening(runner.addresses[0][1])
         await asyncio.Event().wait()
 
 
-def main() -> None:
-    """Run the bridge until it is killed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--upstream", required=True)
-    parser.add_argument("--ca", type=Path)
-    parser.add_argument("--ready-file", type=Path, required=True)
-    options = parser.parse_args()
-    uvloop.run(_serve(options.upstream, options.ca, options.ready_file))
-
-
 if __name__ == "__main__":
-    main()
+    run(_serve)

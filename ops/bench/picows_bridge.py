@@ -4,16 +4,13 @@ No frame rules, tokens, flow control, bus or metrics: what is left is what the s
 bridge that anybody should run.
 """
 
-import argparse
 import asyncio
-import json
-import os
 import ssl
-from pathlib import Path
 from typing import Final
 
-import uvloop
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect, ws_create_server
+
+from ops.bench.bridge import Listening, run
 
 _BACKLOG: Final = 1024
 _READ_BUFFER_BYTES: Final = 4096
@@ -51,8 +48,7 @@ class _Side(WSListener):
             self.peer.transport.disconnect()
 
 
-async def _serve(upstream: str, ca: Path | None, ready_file: Path) -> None:
-    context = ssl.create_default_context(cafile=ca) if ca is not None else None
+async def _serve(upstream: str, context: ssl.SSLContext | None, listening: Listening) -> None:
     async with asyncio.TaskGroup() as dials:
 
         def call(_: object) -> _Side:
@@ -65,22 +61,9 @@ async def _serve(upstream: str, ca: Path | None, ready_file: Path) -> None:
         server = await ws_create_server(
             call, "127.0.0.1", 0, backlog=_BACKLOG, read_buffer_init_size=_READ_BUFFER_BYTES
         )
-        port = server.sockets[0].getsockname()[1]
-        partial = ready_file.with_name(f".{ready_file.name}")
-        partial.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}))
-        partial.replace(ready_file)
+        listening(server.sockets[0].getsockname()[1])
         await asyncio.Event().wait()
 
 
-def main() -> None:
-    """Run the bridge until it is killed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--upstream", required=True)
-    parser.add_argument("--ca", type=Path)
-    parser.add_argument("--ready-file", type=Path, required=True)
-    options = parser.parse_args()
-    uvloop.run(_serve(options.upstream, options.ca, options.ready_file))
-
-
 if __name__ == "__main__":
-    main()
+    run(_serve)

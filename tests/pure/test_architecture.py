@@ -49,7 +49,7 @@ OWNERS = {
     "redis": {"fanout.*", "relay.demo"},
     "msgpack": {"fanout.envelope"},
     "jwt": {"relay.tokens", "ops.bench.*"},  # which may not import relay.tokens
-    "cryptography": {"relay.devcert", "ops.bench.*"},
+    "cryptography": {"relay.devcert"},
     "prometheus_client": {"ops.metrics"},
     "os.environ": {"relay.config", "relay.cli", "relay.demo", "ops.bench.*"},
     "os.getenv": set[str](),
