@@ -413,6 +413,7 @@ class Session:
         now = self._loop.time()
         for side, life in self._lives.items():
             leg = self._leg(side)
+            leg.buffered()  # notes the largest
             taken = leg.taken() if leg.blocked else 0
             match life.look(now, received=leg.frames_in, reading=leg.reading, blocked=leg.blocked, taken=taken):
                 case Pulse.PING:

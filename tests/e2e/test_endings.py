@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.fleet import Nodes, bearer, closed, event, token, until
+from tests.support.fleet import Nodes, bearer, closed, event, session_of, token, until
 from tests.support.redis_server import RedisServer
 
 
@@ -253,9 +253,11 @@ async def test_a_client_that_reads_nothing_is_ended_and_costs_bounded_memory(nod
     audio = "AAAA" * 50_000
     item = {"type": "message", "role": "user", "content": [{"type": "input_audio", "audio": audio}], "id": "big"}
     await client.send_str(json.dumps({"type": "conversation.item.create", "item": item}))
+    session = session_of(client._response.headers["X-Call-Id"])
     for _ in range(200):  # 40 MB of answers
         await client.send_str('{"type": "conversation.item.retrieve", "item_id": "big"}')
     assert await why(nodes, node, client._response.headers["X-Call-Id"]) == "client_slow"
+    assert 32_768 < session.client.largest_buffer < 2_000_000
     await ended_at_model(nodes)
 
 
@@ -266,6 +268,7 @@ async def test_a_model_that_reads_nothing_ends_the_call(nodes: Nodes) -> None:
     client = await nodes.connect(node)
     await event(client, "session.created")
     append = '{"type":"input_audio_buffer.append","audio":"' + "AAAA" * 16_000 + '"}'
+    session = session_of(client._response.headers["X-Call-Id"])
 
     async def flood() -> None:
         while True:
@@ -275,6 +278,7 @@ async def test_a_model_that_reads_nothing_ends_the_call(nodes: Nodes) -> None:
     code, events = await closed(client)
     flooding.cancel()
     assert (code, [event["error"]["code"] for event in events]) == (1013, ["model_slow"])
+    assert 32_768 < session._model.largest_buffer < 2_000_000
 
 
 async def test_a_silent_client_is_noticed(nodes: Nodes) -> None:

@@ -15,7 +15,7 @@ from ops.simulator.session import Session as SimulatorSession
 from relay.app import Node
 from relay.legs import Leg
 from relay.session import Session
-from tests.support.fleet import Nodes, closed, event, system_message, until
+from tests.support.fleet import Nodes, closed, event, session_of, system_message, until
 from tests.support.redis_server import RedisServer
 
 CALLS = 500
@@ -99,8 +99,7 @@ async def test_an_ended_call_leaves_the_garbage_collector_no_work(nodes: Nodes) 
     async def call() -> weakref.ref[Session]:
         client = await use(nodes, node, node)
         call_id = client._response.headers["X-Call-Id"]
-        sessions = (each for each in gc.get_objects() if isinstance(each, Session))
-        found = weakref.ref(next(each for each in sessions if each.call_id == call_id))
+        found = weakref.ref(session_of(call_id))
         await client.close()
         return found
 

@@ -1,6 +1,7 @@
 """Fleets for tests: nodes and a simulator in this process, or the demo as processes, and small clients for both."""
 
 import asyncio
+import gc
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from ops.simulator.server import Settings as SimulatorSettings
 from ops.simulator.server import Simulator, serve
 from relay.app import Node, running
 from relay.config import Settings
+from relay.session import Session
 from relay.tokens import mint
 
 SECRET = secrets.token_hex(32)
@@ -139,6 +141,12 @@ def _newest(listed: Mapping[str, Any]) -> str:
     sessions = listed["data"]
     assert sessions, "the simulator has had no session"
     return str(sessions[-1]["id"])
+
+
+def session_of(call_id: str) -> Session:
+    """Find the call's session among this process's objects."""
+    sessions = (each for each in gc.get_objects() if isinstance(each, Session))
+    return next(each for each in sessions if each.call_id == call_id)
 
 
 async def event(socket: aiohttp.ClientWebSocketResponse, kind: str, seconds: float = 10.0) -> dict[str, Any]:
