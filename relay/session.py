@@ -315,7 +315,7 @@ class Session:
         """Take a message from the inbox; called by the bus on the event loop, in order."""
         try:
             item, response = _fields(message)
-        except (msgspec.DecodeError, TypeError):
+        except (msgspec.DecodeError, TypeError, RecursionError):
             error = {"code": "malformed_message", "message": "The message could not be read by the call's node."}
             self._settle(Settled(message.id, message.item_id, "rejected", error))
             return

@@ -14,7 +14,7 @@ from relay.items import parse
 WALL = 1_700_000_000.0
 TEXT = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
 RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "{}"}
-DEEP = b"[" * 5000 + b"]" * 5000
+DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 def parsed(body: object = None, **fields: Any) -> Message:
