@@ -30,12 +30,12 @@ class Liveness:
         "_seen_at",
         "_stall_seconds",
         "_taken",
-        "ping_seconds",
+        "_ping_seconds",
     )
 
     def __init__(self, *, stall_seconds: float, ping_seconds: float, pong_seconds: float, now: float) -> None:
         self._stall_seconds = stall_seconds
-        self.ping_seconds = ping_seconds
+        self._ping_seconds = ping_seconds
         self._pong_seconds = pong_seconds
         self._received = 0
         self._taken: int | None = None  # None: nothing has to be taken
@@ -65,7 +65,7 @@ class Liveness:
             return Pulse.FINE
         if self._pinged_at is not None:
             return Pulse.SILENT if now - self._pinged_at > self._pong_seconds else Pulse.FINE
-        if now - self._seen_at >= self.ping_seconds:
+        if now - self._seen_at >= self._ping_seconds:
             self._pinged_at = now
             return Pulse.PING
         return Pulse.FINE
