@@ -1,10 +1,10 @@
 """Reads what one region's Redis knows of calls and receipts. Writes nothing but the removal of dead list entries."""
 
+from fanout.core.keys import Keys
+from fanout.core.records import call_from_stored, receipt_from_stored, tombstone_from_stored
 from fanout.errors import CallNotFound, CallTaken
-from fanout.keys import Keys
 from fanout.link import Link, Run, Script
 from fanout.messages import CallRecord, Receipt, Tombstone
-from fanout.records import call_from_stored, receipt_from_stored, tombstone_from_stored
 
 _RESERVE = Script("reserve")
 _CHUNK = 100

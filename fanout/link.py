@@ -35,7 +35,7 @@ class Script:
     """A Lua script, known to the server by its digest."""
 
     def __init__(self, name: str) -> None:
-        source = files("fanout")
+        source = files("fanout") / "lua"
         self.text = (source / "common.lua").read_text() + (source / f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

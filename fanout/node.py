@@ -7,11 +7,11 @@ from typing import Any
 
 import structlog
 
+from fanout.core.envelope import Envelope, EnvelopeError
+from fanout.core.keys import Keys
 from fanout.directory import Directory
-from fanout.envelope import Envelope, EnvelopeError
 from fanout.errors import CallNotFound, RegionUnreachable
 from fanout.ids import home_region
-from fanout.keys import Keys
 from fanout.link import Link
 from fanout.messages import CallPage, CallRecord, Message, Receipt, Status, Tombstone
 from fanout.owned import OwnedCall

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import structlog
 
-from fanout.envelope import Bell, Envelope, EnvelopeError
+from fanout.core.envelope import Bell, Envelope, EnvelopeError
+from fanout.core.inbox import Entry, Inbox, Position, ReadTicket
+from fanout.core.keys import CallKeys
+from fanout.core.records import message_from_envelope
 from fanout.errors import CallEnded, CallTaken
-from fanout.inbox import Entry, Inbox, Position, ReadTicket
-from fanout.keys import CallKeys
 from fanout.messages import CallRecord, Message, Status, Tombstone
-from fanout.records import message_from_envelope
 
 _log = structlog.get_logger("fanout")
 CALL_ENDED = {"code": "call_ended", "message": "The call ended before the message was done."}

@@ -11,15 +11,15 @@ from itertools import islice
 
 import structlog
 
-from fanout.envelope import Bell, EnvelopeError
+from fanout.core.envelope import Bell, EnvelopeError
+from fanout.core.inbox import Position, Verdict
+from fanout.core.keys import Keys
+from fanout.core.records import tombstone_from_stored
 from fanout.errors import RegionUnreachable
-from fanout.inbox import Position, Verdict
-from fanout.keys import Keys
 from fanout.link import Link
 from fanout.messages import CallRecord, Message, Tombstone
 from fanout.owned import OwnedCall
 from fanout.owner_scripts import call_ttl_ms, claim, end, read, refresh, settle
-from fanout.records import tombstone_from_stored
 from fanout.settings import BusSettings
 from fanout.subscriber import Subscriber
 from fanout.tasks import Backoff

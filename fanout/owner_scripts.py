@@ -1,10 +1,10 @@
 """The scripts that an owner runs on its calls, each with keys and arguments in the order that its Lua file states."""
 
-from fanout.inbox import Verdict
+from fanout.core.inbox import Verdict
+from fanout.core.records import pack_call, pack_error, pack_reached, pack_tombstone
 from fanout.link import Run, Script
 from fanout.messages import Tombstone
 from fanout.owned import CALL_ENDED, OwnedCall
-from fanout.records import pack_call, pack_error, pack_reached, pack_tombstone
 from fanout.settings import BusSettings
 
 _CLAIM = Script("claim")

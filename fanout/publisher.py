@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from fanout.envelope import Envelope, EnvelopeError
+from fanout.core.envelope import Envelope, EnvelopeError
+from fanout.core.keys import Keys
+from fanout.core.records import fingerprint, message_to_envelope, receipt_from_stored, tombstone_from_stored
 from fanout.errors import (
     BusFull,
     BusTimeout,
@@ -26,10 +28,8 @@ from fanout.errors import (
     RegionUnreachable,
 )
 from fanout.ids import item_id_for
-from fanout.keys import Keys
 from fanout.link import Link, Run, Script
 from fanout.messages import Message, Receipt, Status
-from fanout.records import fingerprint, message_to_envelope, receipt_from_stored, tombstone_from_stored
 from fanout.settings import BusSettings
 from fanout.tasks import Backoff, Tasks
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fanout.core.subscriptions import Subscriptions
 from fanout.link import REDIS_TROUBLE, Connection, Link
 from fanout.settings import BusSettings
-from fanout.subscriptions import Subscriptions
 from fanout.tasks import Backoff
 
 _CHANNELS_PER_COMMAND = 500  # bounds the server's and our time on one command

@@ -8,10 +8,10 @@ import pytest
 import redis
 
 from fanout import CallNotFound, Fanout, Receipt, RegionUnreachable, Status
-from fanout.envelope import Envelope
-from fanout.keys import Keys
+from fanout.core.envelope import Envelope
+from fanout.core.keys import Keys
+from fanout.core.records import message_to_envelope
 from fanout.link import Script
-from fanout.records import message_to_envelope
 from tests.support.bus import RedisBus, Session, eventually, live, message, put
 from tests.support.redis_server import find_binary
 

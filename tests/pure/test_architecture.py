@@ -29,7 +29,8 @@ PURE = (
     "relay.core.*",
     "relay.admission",
     "relay.items",
-    *_named("fanout", "envelope ids inbox keys messages partitions records subscriptions"),
+    "fanout.core.*",
+    *_named("fanout", "ids messages"),
     "ops.health",
     *_named("ops.simulator", "config conversation listening reply response schema session speech vad validate"),
 )
@@ -47,7 +48,7 @@ OWNERS = {
     "picows.picows.WSProtocol": {"relay.handoff"},
     "aiofastnet": {"relay.handoff", "ops.bench.*"},
     "redis": {"fanout.*", "relay.demo"},
-    "msgpack": {"fanout.envelope"},
+    "msgpack": {"fanout.core.envelope"},
     "jwt": {"relay.tokens", "ops.bench.*"},  # which may not import relay.tokens
     "cryptography": {"relay.devcert"},
     "prometheus_client": {"ops.metrics"},

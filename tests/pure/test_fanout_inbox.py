@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from fanout.inbox import Entry, Inbox, Position, ReadTicket
+from fanout.core.inbox import Entry, Inbox, Position, ReadTicket
 from fanout.messages import Message, Status
 
 NOW = 1000.0

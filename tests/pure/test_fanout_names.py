@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from fanout.core.keys import Keys
+from fanout.core.partitions import PARTITIONS, SLOTS, partition_of, partition_tags, slot_of, tag_of
 from fanout.ids import home_region, is_region_name, item_id_for, new_call_id
-from fanout.keys import Keys
-from fanout.partitions import PARTITIONS, SLOTS, partition_of, partition_tags, slot_of, tag_of
 from fanout.settings import BusSettings
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.envelope import VERSION, Bell, Envelope, EnvelopeError
+from fanout.core.envelope import VERSION, Bell, Envelope, EnvelopeError
+from fanout.core.records import fingerprint, message_from_envelope, message_to_envelope, receipt_from_stored
+from fanout.core.subscriptions import Subscriptions
 from fanout.messages import Message, Receipt, Status, Tombstone
-from fanout.records import fingerprint, message_from_envelope, message_to_envelope, receipt_from_stored
-from fanout.subscriptions import Subscriptions
 
 ROOMY = 1 << 20
 INTEGERS = st.integers(-(2**63), 2**64 - 1)

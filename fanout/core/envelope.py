@@ -1,7 +1,7 @@
 """How things look on the wire: versioned msgpack. Pure; knows nothing of what a body means.
 
 An envelope is an array `[version, kind, id, call, sender, deadline, traceparent, body]`. The scripts build the same
-array for receipts (fanout/common.lua), so a change here is a change there and a new version.
+array for receipts (fanout/lua/common.lua), so a change here is a change there and a new version.
 """
 
 from typing import NamedTuple
@@ -56,7 +56,7 @@ class Bell(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, *, max_bytes: int) -> "Bell":
-        """From the wire form of fanout/publish.lua: `[version, entry, message, the same before it, envelope]`."""
+        """From the wire form of fanout/lua/publish.lua: `[version, entry, message, the same before it, envelope]`."""
         match _fields(data, max_bytes):
             case [bytes(entry), bytes(message), bytes(before), bytes(message_before), bytes(envelope)]:
                 return cls(_text(entry), _text(message), _text(before), _text(message_before), envelope)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fanout.partitions import partition_tags, tag_of
+from fanout.core.partitions import partition_tags, tag_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """How messages, receipts, calls and tombstones are written into envelopes and Redis, and read back. Pure.
 
-What only Python reads is msgspec's msgpack of a struct; receipts are written by the scripts (fanout/common.lua).
+What only Python reads is msgspec's msgpack of a struct; receipts are written by the scripts (fanout/lua/common.lua).
 """
 
 import hashlib
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fanout.envelope import Envelope, EnvelopeError
+from fanout.core.envelope import Envelope, EnvelopeError
 from fanout.messages import CallRecord, Message, Receipt, Status, Tombstone
 
 
