@@ -9,6 +9,7 @@ from fanout.errors import (
     CallEnded,
     CallNotFound,
     CallNotStarted,
+    CallStateUnknown,
     CallTaken,
     FanoutError,
     IdempotencyConflict,
@@ -16,7 +17,7 @@ from fanout.errors import (
     MessageTooLarge,
     RegionUnreachable,
 )
-from fanout.ids import home_region, item_id_for, new_call_id
+from fanout.ids import home_of, item_id_for, new_call_id
 from fanout.messages import CallPage, CallRecord, Message, Receipt, Status, Tombstone
 from fanout.node import Fanout
 from fanout.owned import OwnedCall
@@ -31,6 +32,7 @@ __all__ = [
     "CallNotStarted",
     "CallPage",
     "CallRecord",
+    "CallStateUnknown",
     "CallTaken",
     "Fanout",
     "FanoutError",
@@ -43,7 +45,7 @@ __all__ = [
     "RegionUnreachable",
     "Status",
     "Tombstone",
-    "home_region",
+    "home_of",
     "item_id_for",
     "new_call_id",
 ]

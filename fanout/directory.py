@@ -1,91 +1,95 @@
-"""Reads what one region's Redis knows of calls and receipts. Writes nothing but the removal of dead list entries."""
+"""Looks up what one home's Redis knows of calls and receipts."""
 
-from fanout.core.keys import Keys
+import heapq
+from typing import Any
+
+import msgspec
+
+from fanout.core.partitions import partition_tags
 from fanout.core.records import call_from_stored, receipt_from_stored, tombstone_from_stored
-from fanout.errors import CallNotFound, CallTaken
-from fanout.link import Link, Run, Script
+from fanout.core.scripts import Scripts
+from fanout.errors import CallNotFound, CallStateUnknown, CallTaken, RegionUnreachable
 from fanout.messages import CallRecord, Receipt, Tombstone
+from fanout.store import Store, run_one
 
-_RESERVE = Script("reserve")
-_CHUNK = 100
+ORPHANED = "moving"  # the state of a call whose node is gone: its client may bring it back
 
 
 class Directory:
-    """The calls whose home is one region."""
+    """The calls whose home is one region or shard."""
 
-    def __init__(self, link: Link, keys: Keys) -> None:
-        self._link = link
-        self._keys = keys
+    def __init__(self, store: Store, scripts: Scripts) -> None:
+        self._store = store
+        self._scripts = scripts
 
     async def call(self, call_id: str, tenant: str) -> CallRecord | Tombstone | None:
         """What is known of a call; None for another tenant's, and for one that is only reserved."""
-        keys = self._keys.call(call_id)
-        live, ended = await self._link.commands(
-            [("HMGET", keys.call, "tenant", "epoch", "state", "record"), ("HMGET", keys.tombstone, "tenant", "record")]
-        )
-        if ended[0] == tenant.encode():
-            return tombstone_from_stored(ended[1])
-        return _live_call(live, tenant)
+        answer = await self._lookup(call_id, tenant)
+        match answer:
+            case [b"live", _, epoch, claim, state, record]:
+                (found,) = await self._with_owners([(claim, _record(epoch, state, record))])
+                return found
+            case [b"ended", _, record]:
+                return tombstone_from_stored(record)
+            case _:
+                return None
+
+    async def claim(self, call_id: str, tenant: str) -> tuple[int, str]:
+        """Epoch and claim of a live call, for who would take it over. Raises CallNotFound."""
+        answer = await self._lookup(call_id, tenant)
+        if answer[0] != b"live":
+            raise CallNotFound(call_id)
+        return int(answer[2]), answer[3].decode()
 
     async def receipt(self, call_id: str, tenant: str, message_id: str) -> Receipt | None:
-        """A receipt, of a live call or of one that ended within the hour."""
-        keys = self._keys.call(call_id)
-        live, ended, packed = await self._link.commands(
-            [
-                ("HGET", keys.call, "tenant"),
-                ("HGET", keys.tombstone, "tenant"),
-                ("HGET", keys.receipts, message_id),
-            ]
-        )
-        if tenant.encode() not in (live, ended):
+        """A receipt, of a live call or of one that ended within the hour. Raises CallNotFound, EnvelopeError."""
+        answer = await self._lookup(call_id, tenant, message_id)
+        if answer[0] == b"absent":
             raise CallNotFound(call_id)
+        packed = answer[1]
         return receipt_from_stored(call_id, message_id, packed) if packed else None
 
     async def calls(self, tenant: str, limit: int, after: tuple[float, str] | None) -> list[CallRecord]:
         """Live calls older than `after` (start, id), newest first, at most `limit`."""
-        index = self._keys.tenant_calls(tenant)
-        highest = "+inf" if after is None else repr(after[0])
-        found: list[CallRecord] = []
-        offset = 0
-        while len(found) < limit:
-            (listed,) = await self._link.commands(
-                [("ZREVRANGEBYSCORE", index, highest, "-inf", "WITHSCORES", "LIMIT", offset, _CHUNK)]
-            )
-            if not listed:
-                break
-            ids = [
-                call_id.decode()
-                for call_id, start in zip(listed[::2], listed[1::2], strict=True)
-                if after is None or (float(start), call_id.decode()) < after
-            ]
-            calls, dead = await self._look_up(tenant, ids)
-            found += calls
-            if dead:
-                await self._link.commands([("ZREM", index, *dead)])
-            offset += len(listed) // 2 - len(dead)
-        return found[:limit]
-
-    async def _look_up(self, tenant: str, ids: list[str]) -> tuple[list[CallRecord], list[str]]:
-        """The records, and the ids that have none: expired, or lost with Redis, then their owner lists them again."""
-        answers = await self._link.commands(
-            [("HMGET", self._keys.call(call_id).call, "tenant", "epoch", "state", "record") for call_id in ids]
-        )
-        records = [_live_call(answer, tenant) for answer in answers]
-        return (
-            [record for record in records if record is not None],
-            [call_id for call_id, record in zip(ids, records, strict=True) if record is None],
-        )
+        outcomes = await self._store.run([self._scripts.list(tag, tenant, limit, after) for tag in partition_tags()])
+        found: list[tuple[bytes, CallRecord]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, RegionUnreachable):
+                raise outcome
+            found += [(claim, _record(epoch, state, record)) for _, epoch, claim, state, record in outcome[1:]]
+        newest = heapq.nlargest(limit, found, key=lambda call: (call[1].started_at, call[1].id))
+        return await self._with_owners(newest)
 
     async def reserve(self, call_id: str, tenant: str, seconds: float) -> None:
         """Hold an id for a client that will come; the call's owner claims it then."""
-        keys = self._keys.call(call_id)
-        (answer,) = await self._link.run(Run(_RESERVE, (keys.call, keys.tombstone), (tenant, int(seconds * 1000))))
-        if answer != b"reserved":
+        keys = self._scripts.keys.call(call_id, tenant)
+        answer = await run_one(self._store, self._scripts.reserve(keys, tenant, seconds))
+        if answer[0] != b"reserved":
             raise CallTaken(call_id)
 
+    async def _lookup(self, call_id: str, tenant: str, message_id: str = "") -> list[Any]:
+        keys = self._scripts.keys.call(call_id, tenant)
+        answer = await run_one(self._store, self._scripts.lookup(keys, tenant, message_id))
+        if answer[0] == b"unknown":
+            raise CallStateUnknown(call_id)
+        return answer
 
-def _live_call(fields: list[bytes | None], tenant: str) -> CallRecord | None:
-    held_tenant, epoch, state, record = fields
-    if held_tenant != tenant.encode() or epoch is None or state is None or record is None:
-        return None
+    async def _with_owners(self, calls: list[tuple[bytes, CallRecord]]) -> list[CallRecord]:
+        """The records; the state says so where the owner's heartbeat is gone, or is of a later boot."""
+        nodes = list({record.node for _, record in calls})
+        outcomes = await self._store.run([self._scripts.alive(node) for node in nodes])
+        boots = {
+            node: outcome[1] if outcome[0] == b"alive" else b""
+            for node, outcome in zip(nodes, outcomes, strict=True)
+            if not isinstance(outcome, RegionUnreachable)
+        }
+        return [
+            record
+            if boots.get(record.node) in {None, claim.partition(b".")[0]}
+            else msgspec.structs.replace(record, state=ORPHANED)
+            for claim, record in calls
+        ]
+
+
+def _record(epoch: bytes, state: bytes, record: bytes) -> CallRecord:
     return call_from_stored(record, epoch=int(epoch), state=state.decode())

@@ -23,6 +23,14 @@ class CallNotStarted(FanoutError):
         self.call_id = call_id
 
 
+class CallStateUnknown(FanoutError):
+    """The home Redis has lost its data and the call's owner, if there is one, has not restored the call yet."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"whether there is a call {call_id} is not known yet")
+        self.call_id = call_id
+
+
 class CallEnded(FanoutError):
     """The call is over; its tombstone says why."""
 

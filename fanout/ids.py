@@ -7,24 +7,35 @@ import string
 
 _ALPHABET = string.ascii_letters + string.digits
 _TAIL = 22  # 62**22 is 131 bits: an id cannot be guessed, and is itself no credential
-_CALL_ID = re.compile(r"rtc_([A-Za-z0-9]+)(?:-[A-Za-z0-9]+)?_[A-Za-z0-9_-]+")
+_CALL_ID = re.compile(r"rtc_([A-Za-z0-9]+(?:-[A-Za-z0-9]+)?)_[A-Za-z0-9_-]+")
 _CALL_ID_MAX = 64
 _REGION = re.compile(r"[A-Za-z0-9]{1,24}")
+_HOME = re.compile(r"[A-Za-z0-9]{1,24}(-[A-Za-z0-9]{1,8})?")
 
 
-def new_call_id(region: str) -> str:
-    """A fresh id `rtc_<region>_<22 letters and digits>`; the region in it is the call's home for ever."""
-    if not is_region_name(region):
-        raise ValueError(f"region {region!r}: 1 to 24 letters and digits")
-    return f"rtc_{region}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_TAIL))
+def new_call_id(home: str) -> str:
+    """A fresh id `rtc_<home>_<22 letters and digits>`; the home in it, a region or a shard of one, is for ever."""
+    if not is_home_name(home):
+        raise ValueError(f"home {home!r}: 1 to 24 letters and digits, or that, a dash and a shard of 1 to 8")
+    return f"rtc_{home}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_TAIL))
 
 
-def home_region(call_id: str) -> str | None:
-    """The region that a call id names, or None if it is no call id; `rtc_iad-2_…` (a shard of iad) gives `iad`."""
+def home_of(call_id: str) -> str | None:
+    """The region or shard (`iad`, `iad-2`) that a call id names, or None if it is no call id."""
     if len(call_id) > _CALL_ID_MAX:
         return None
     match = _CALL_ID.fullmatch(call_id)
     return match.group(1) if match else None
+
+
+def region_of(home: str) -> str:
+    """The region of a home: `iad` of `iad` and of `iad-2`."""
+    return home.partition("-")[0]
+
+
+def is_home_name(name: str) -> bool:
+    """Whether a name can be a home: a region, or a region, a dash and a shard."""
+    return _HOME.fullmatch(name) is not None
 
 
 def is_region_name(name: str) -> bool:

@@ -7,28 +7,22 @@ from typing import Any, Protocol
 import structlog
 
 from fanout.core.envelope import Bell, Envelope, EnvelopeError
-from fanout.core.inbox import Entry, Inbox, Position, ReadTicket
-from fanout.core.keys import CallKeys
+from fanout.core.inbox import Entry, Position
+from fanout.core.ownership import Expected, Ownership, Phase
 from fanout.core.records import message_from_envelope
+from fanout.core.scripts import Scripts
 from fanout.errors import CallEnded, CallTaken
 from fanout.messages import CallRecord, Message, Status, Tombstone
 
 _log = structlog.get_logger("fanout")
-CALL_ENDED = {"code": "call_ended", "message": "The call ended before the message was done."}
 _DELIVERY_FAILED = {"code": "delivery_failed", "message": "The node could not take the message."}
 
 
 class Agenda(Protocol):
     """What a call asks of the bus; each returns at once."""
 
-    def on_unwritten(self, call: "OwnedCall") -> None:
-        """There are verdicts to write."""
-
-    def on_unread(self, call: "OwnedCall") -> None:
-        """The stream is to be read."""
-
-    def on_ending(self, call: "OwnedCall") -> None:
-        """The tombstone is to be written."""
+    def on_changed(self, call: "OwnedCall") -> None:
+        """There may be something to ask of Redis."""
 
     def on_unreadable(self, error: str) -> None:
         """Something was there that this version cannot read."""
@@ -45,52 +39,77 @@ class OwnedCall:
         record: CallRecord,
         deliver: Callable[[Message], None],
         *,
-        keys: CallKeys,
-        claim: str,
+        scripts: Scripts,
+        new_claim: Callable[[], str],
         agenda: Agenda,
         clock: Callable[[], float],
-        message_max_bytes: int,
+        expected: Expected | None = None,
     ) -> None:
         self.id = record.id
         self.record = record
-        self.keys = keys
-        self.claim = claim
-        self.epoch = 0  # until the claim is written
-        self.is_subscribed = False
+        self.protocol = Ownership(record, scripts, new_claim=new_claim, read_entry=self._read_entry, expected=expected)
+        self.keys = self.protocol.keys
         self.is_registered = False  # claimed and subscribed, once: from then on the call can be reached
-        self.is_lost = False  # it belongs to somebody else, or was ended by somebody else
-        self.is_ended = False  # Redis has the tombstone
-        self.tombstone: Tombstone | None = None  # set by end(), or found in Redis
+        self.is_subscribed = False
         self.delivered = 0
-        self.inbox = Inbox()
         self._deliver = deliver
         self._agenda = agenda
         self._clock = clock
-        self._message_max_bytes = message_max_bytes
+        self._message_max_bytes = scripts.settings.message_max_bytes
         self._changed = asyncio.Event()
 
     # -- for the session
 
+    @property
+    def epoch(self) -> int:
+        """Of the claim; 0 until it is written."""
+        return self.protocol.epoch
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it belongs to somebody else, or was ended by somebody else."""
+        return self.protocol.phase in {Phase.LOST, Phase.OFFERING}
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether Redis has the tombstone."""
+        return self.protocol.phase is Phase.ENDED
+
+    @property
+    def tombstone(self) -> Tombstone | None:
+        """Set by `end`, or found in Redis."""
+        return self.protocol.tombstone
+
+    @property
+    def memory(self) -> list[bytes]:
+        """What the call remembers, oldest first; of a call that was taken over, once it is registered."""
+        return self.protocol.memory.entries
+
     def settle(
-        self, message_id: str, status: Status, *, item_id: str | None = None, error: dict[str, Any] | None = None
+        self,
+        message_id: str,
+        status: Status,
+        *,
+        item_id: str | None = None,
+        error: dict[str, Any] | None = None,
+        memory: bytes | None = None,
     ) -> None:
         """Say what became of a delivered message: applied, answered, failed, rejected or expired.
 
         A verdict only climbs; a lower one, a second end, or one on a message that was never delivered is ignored.
+        `memory` is what a later owner must know of it: it is written in the same step as the receipt.
         """
-        if self.inbox.settle(message_id, status, self._clock(), item_id=item_id, error=error):
-            self._agenda.on_unwritten(self)
+        if self.protocol.settle(message_id, status, self._clock(), item_id=item_id, error=error, memory=memory):
+            self._agenda.on_changed(self)
 
     def end(self, tombstone: Tombstone) -> None:
         """Stop receiving and write the tombstone; what has no terminal receipt gets `failed`, code `call_ended`.
 
         The first one holds; on a call that is lost it does nothing, since the call goes on elsewhere.
         """
-        if self.tombstone is not None or self.is_lost:
-            return
-        self.tombstone = tombstone
-        self.inbox.settle_open(self._clock(), CALL_ENDED)
-        self._agenda.on_ending(self)
+        if self.protocol.end(tombstone, self._clock()):
+            self._agenda.on_changed(self)
+            self.changed()
 
     async def wait_registered(self) -> None:
         """Until the claim is written and the subscription acknowledged: from then on the call can be reached.
@@ -105,7 +124,7 @@ class OwnedCall:
 
     async def wait_settled(self) -> None:
         """Until every verdict given so far is in Redis, or never will be because the call is lost."""
-        await self._wait(lambda: self.is_lost or self.is_ended or not self.inbox.has_unwritten)
+        await self._wait(lambda: self.is_lost or self.is_ended or not self.protocol.inbox.has_unwritten)
 
     async def wait_ended(self) -> None:
         """Until Redis has the tombstone, or never will because the call is lost."""
@@ -131,12 +150,23 @@ class OwnedCall:
         message = self._readable(bell.envelope) if bell.envelope else None
         entry = Entry(bell.entry_id, bell.message_id, message)
         previous = Position(bell.previous_entry_id, bell.previous_message_id)
-        self._hand_over(self.inbox.on_bell(entry, previous, self._clock()))
+        self.hand_over(self.protocol.on_bell(entry, previous, self._clock()))
 
-    def on_entries(self, entries: list[tuple[str, str, bytes]], last: Position, ticket: ReadTicket) -> None:
-        """What a read of the stream brought: entry id, message id, envelope."""
-        readable = [Entry(entry_id, message_id, self._readable(packed)) for entry_id, message_id, packed in entries]
-        self._hand_over(self.inbox.on_entries(readable, last, ticket, self._clock()))
+    def hand_over(self, messages: list[Message]) -> None:
+        """Deliver, in order; one session's bug must not deafen every call of the node."""
+        for message in messages:
+            if self.protocol.phase is not Phase.HELD:
+                break  # ended by the delivery before; end() has given the rest their verdict
+            self.delivered += 1
+            try:
+                self._deliver(message)
+            except Exception:  # noqa: BLE001 - see above
+                _log.exception("delivery_failed", call=self.id)
+                self.protocol.settle(message.id, Status.FAILED, self._clock(), error=_DELIVERY_FAILED)
+        self._agenda.on_changed(self)
+
+    def _read_entry(self, entry_id: str, message_id: str, packed: bytes) -> Entry:
+        return Entry(entry_id, message_id, self._readable(packed))
 
     def _readable(self, packed: bytes) -> Message | None:
         try:
@@ -144,18 +174,3 @@ class OwnedCall:
         except EnvelopeError as exc:
             self._agenda.on_unreadable(str(exc))
             return None
-
-    def _hand_over(self, messages: list[Message]) -> None:
-        for message in messages:
-            if self.tombstone is not None or self.is_lost:
-                break  # ended by the delivery before; end() has given the rest their verdict
-            self.delivered += 1
-            try:
-                self._deliver(message)
-            except Exception:  # noqa: BLE001 - one session's bug must not deafen every call of the node
-                _log.exception("delivery_failed", call=self.id)
-                self.inbox.settle(message.id, Status.FAILED, self._clock(), error=_DELIVERY_FAILED)
-        if self.inbox.has_unwritten:
-            self._agenda.on_unwritten(self)
-        if self.inbox.needs_read:
-            self._agenda.on_unread(self)

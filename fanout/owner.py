@@ -1,83 +1,78 @@
-"""Keeps Redis in step with the calls that this node owns: claims, reads, verdicts, ends, and the sweep over all.
+"""Keeps Redis in step with the calls that this node owns. What to ask is each call's own decision (core/ownership.py).
 
-One task per region writes everything, in batches and in this order, so that per call a claim comes before a verdict and
-a verdict before the end. While Redis is away it all waits here, bounded by what calls there are; no session notices.
+A few workers ask in batches, so that one slow answer holds up few calls. While Redis is away everything waits in the
+calls, bounded by what calls there are; no session notices.
 """
 
 import asyncio
+import heapq
 import secrets
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
+from itertools import count, islice
 
 import structlog
 
 from fanout.core.envelope import Bell, EnvelopeError
-from fanout.core.inbox import Position, Verdict
-from fanout.core.keys import Keys
-from fanout.core.records import tombstone_from_stored
+from fanout.core.ownership import Expected, Phase, Step
+from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
-from fanout.link import Link
-from fanout.messages import CallRecord, Message, Tombstone
+from fanout.messages import CallRecord, Message
 from fanout.owned import OwnedCall
-from fanout.owner_scripts import call_ttl_ms, claim, end, read, refresh, settle
-from fanout.settings import BusSettings
-from fanout.subscriber import Subscriber
+from fanout.store import Store
 from fanout.tasks import Backoff
 
 _log = structlog.get_logger("fanout")
 
-_BATCH = 200  # calls in one go: a few milliseconds of the loop and of Redis
+WORKERS = 4
+_BATCH = 64  # calls in one go: a few milliseconds of the loop
 _BELL_OVERHEAD = 1024  # of ids around the largest message
-_VERDICTS = 1000  # about as much, for calls with many verdicts after Redis lost them
 
 
 class Owner:
-    """The calls of this node whose home is one region."""
+    """The calls of this node whose home is one region or shard."""
 
-    def __init__(
-        self, link: Link, keys: Keys, settings: BusSettings, *, clock: Callable[[], float], subscriber: Subscriber
-    ) -> None:
-        self._link = link
-        self._keys = keys
-        self._settings = settings
+    def __init__(self, store: Store, scripts: Scripts, boot: str, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._scripts = scripts
+        self._settings = scripts.settings
+        self._boot = boot
         self._clock = clock
-        self._subscriber = subscriber
         self._by_id: dict[str, OwnedCall] = {}
         self._by_channel: dict[str, OwnedCall] = {}
-        # Ordered sets of what is to be done; a call leaves one only when Redis has answered.
-        self._unclaimed: dict[OwnedCall, None] = {}
-        self._unread: dict[OwnedCall, None] = {}
-        self._unwritten: dict[OwnedCall, None] = {}
-        self._ending: dict[OwnedCall, None] = {}
+        self._kept: dict[OwnedCall, float] = {}  # over here, until when: a new Redis may want to know of them
+        self._unended: dict[OwnedCall, None] = {}
+        self._ready: dict[OwnedCall, None] = {}  # something is to be asked now, oldest first
+        self._later: list[tuple[float, int, OwnedCall]] = []
+        self._order = count()
         self._wake = asyncio.Event()
-        self._written = asyncio.Event()
         self._sweep_at = 0.0
+        self._totals = dict.fromkeys(("delivered", "gaps", "recovered", "duplicates", "expired", "restored"), 0)
         self.lost = 0
         self.endings_dropped = 0
         self.unreadable = 0
-        self.delivered = 0  # of calls that are gone
-        self.gaps = 0
+        self.unheard_bells = 0
 
     # -- for the node
 
-    def own(self, record: CallRecord, deliver: Callable[[Message], None]) -> OwnedCall:
+    def own(
+        self, record: CallRecord, deliver: Callable[[Message], None], expected: Expected | None = None
+    ) -> OwnedCall:
         """Take a call; the claim and the subscription follow as soon as Redis allows."""
         if record.id in self._by_id:
             raise ValueError(f"{record.id} is owned here already")
         call = OwnedCall(
             record,
             deliver,
-            keys=self._keys.call(record.id),
-            claim=secrets.token_hex(12),
+            scripts=self._scripts,
+            new_claim=lambda: f"{self._boot}.{secrets.token_hex(8)}",
             agenda=self,
             clock=self._clock,
-            message_max_bytes=self._settings.message_max_bytes,
+            expected=expected,
         )
         self._by_id[call.id] = call
         self._by_channel[call.keys.channel] = call
-        self._unclaimed[call] = None
-        self._subscriber.want(call.keys.channel)
-        self._wake.set()
+        self._store.want(call.keys.channel)
+        self.on_changed(call)
         return call
 
     def on_bell(self, channel: str, data: bytes) -> None:
@@ -97,251 +92,184 @@ class Owner:
         call = self._by_channel.get(channel)
         if call is not None:
             call.is_subscribed = True
-            call.inbox.ask_read()
-            self.on_unread(call)
-            self._note_registered(call)
+            call.protocol.on_subscribed()
+            self.on_changed(call)
 
-    def on_reconnected(self) -> None:
-        """Redis may be another one now: look at every call at once instead of at the next sweep."""
+    def on_new_server(self, tags: frozenset[str]) -> None:
+        """Another Redis serves these partitions: tell it what it may not know."""
+        for call in (*self._by_id.values(), *self._kept):
+            if call.keys.tag in tags:
+                call.protocol.on_new_server()
+                self.on_changed(call)
+
+    def sweep_soon(self) -> None:
+        """Redis may have missed us: look at every call at once instead of at the next sweep."""
         self._sweep_at = 0.0
         self._wake.set()
 
     @property
     def counts(self) -> dict[str, int]:
         """What is owned and what waits for Redis."""
+        calls = self._by_id.values()
         return {
-            "owned": len(self._by_id),
-            "unregistered": sum(not call.is_registered for call in self._by_id.values()),
-            "unwritten": len(self._unwritten),
-            "ending": len(self._ending),
+            "owned": len(calls),
+            "unregistered": sum(not call.is_registered for call in calls),
+            "unwritten": sum(call.protocol.inbox.has_unwritten for call in calls),
+            "ending": len(self._unended),
+            "kept": len(self._kept),
+            "unsubscribed": sum(not self._store.holds(call.keys.channel) for call in calls),
+            "unheard_bells": self.unheard_bells,
             "lost": self.lost,
             "endings_dropped": self.endings_dropped,
-            "delivered": self.delivered + sum(call.delivered for call in self._by_id.values()),
-            "gaps": self.gaps + sum(call.inbox.gaps for call in self._by_id.values()),
             "unreadable": self.unreadable,
+            **{name: total + sum(_count(call, name) for call in calls) for name, total in self._totals.items()},
         }
 
     # -- Agenda, for the calls
 
-    def on_unwritten(self, call: OwnedCall) -> None:
-        """There are verdicts to write."""
-        self._unwritten[call] = None
-        self._wake.set()
-
-    def on_unread(self, call: OwnedCall) -> None:
-        """The stream is to be read."""
-        self._unread[call] = None
-        self._wake.set()
-
-    def on_ending(self, call: OwnedCall) -> None:
-        """The tombstone is to be written."""
-        self._subscriber.unwant(call.keys.channel)
-        self._by_channel.pop(call.keys.channel, None)
-        self._unclaimed.pop(call, None)
-        self._unread.pop(call, None)
-        if call.inbox.has_unwritten:
-            self._unwritten[call] = None
-        self._ending[call] = None
-        if len(self._ending) > self._settings.endings_max:
-            self.endings_dropped += 1
-            self._forget(next(iter(self._ending)))
-        call.changed()
+    def on_changed(self, call: OwnedCall) -> None:
+        """Look what the call's state means here, and when it has something to ask."""
+        protocol = call.protocol
+        if protocol.is_held and call.is_subscribed and not call.is_registered:
+            call.is_registered = True
+            call.changed()
+        if protocol.phase is Phase.ENDING:
+            self._on_ending(call)
+        elif protocol.is_kept_only:
+            self._on_over(call)
+        if protocol.is_bell_unheard:
+            protocol.is_bell_unheard = False
+            if self._store.holds(call.keys.channel):
+                self.unheard_bells += 1
+                self._store.renew(call.keys.channel)
+        now = self._now()
+        due = protocol.due(now)
+        if due is None:
+            return
+        if due <= now:
+            self._ready[call] = None
+        else:
+            heapq.heappush(self._later, (due, next(self._order), call))
         self._wake.set()
 
     def on_unreadable(self, error: str) -> None:
         """A bell or message of another version, or no message at all: counted, and said once."""
         self.unreadable += 1
         if self.unreadable == 1:
-            _log.warning("unreadable_message", region=self._link.region, error=error)
+            _log.warning("unreadable_message", home=self._store.name, error=error)
 
-    # -- the task
+    def _on_ending(self, call: OwnedCall) -> None:
+        self._leave(call)
+        self._unended[call] = None
+        if len(self._unended) > self._settings.endings_max:
+            self.endings_dropped += 1
+            self._forget(next(iter(self._unended)))
+
+    def _on_over(self, call: OwnedCall) -> None:
+        if call in self._kept:
+            return
+        self.lost += call.is_lost
+        self._leave(call)
+        self._forget(call)
+        self._kept[call] = self._now() + self._settings.keep_seconds
+        while len(self._kept) > self._settings.endings_max:
+            del self._kept[next(iter(self._kept))]
+
+    def _leave(self, call: OwnedCall) -> None:
+        """No more bells."""
+        if self._by_channel.get(call.keys.channel) is call:
+            del self._by_channel[call.keys.channel]
+            self._store.unwant(call.keys.channel)
+
+    def _forget(self, call: OwnedCall) -> None:
+        self._unended.pop(call, None)
+        self._ready.pop(call, None)
+        if self._by_id.get(call.id) is call:
+            del self._by_id[call.id]
+            for name in self._totals:
+                self._totals[name] += _count(call, name)
+        call.changed()
+
+    # -- the workers
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     async def work(self) -> None:
-        """Do what is to be done, for ever."""
+        """Ask what is to be asked, for ever. Several may run."""
         backoff = Backoff(self._settings.backoff_seconds, self._settings.backoff_max_seconds)
         while True:
-            try:
-                await self.write()
-            except RegionUnreachable:
-                await backoff.wait()
-            else:
-                backoff.reset()
+            batch = self._take_batch()
+            if not batch:
                 await self._wait_for_work()
-
-    async def write(self) -> None:
-        """Everything that is due; raises RegionUnreachable with the rest still to be done."""
-        done = False
-        try:
-            self._wake.clear()
-            await self._claim()
-            await self._read()
-            await self._settle()
-            await self._end()
-            if asyncio.get_running_loop().time() >= self._sweep_at:
-                await self._sweep()
-            done = True
-            self._written.set()
-            self._written.clear()
-        finally:
-            if not done:
-                self._wake.set()
-
-    async def wait_written(self) -> None:
-        """Until something more was written."""
-        await self._written.wait()
+            elif await self._ask(batch):
+                backoff.reset()
+            else:
+                await backoff.wait()
 
     @property
     def is_idle(self) -> bool:
         """Nothing is left that somebody would miss."""
-        return not self._unwritten and not self._ending
+        return not self._unended and not any(call.protocol.inbox.has_unwritten for call in self._by_id.values())
+
+    def _take_batch(self) -> list[tuple[OwnedCall, list[Step]]]:
+        now, wall = self._now(), self._clock()
+        if now >= self._sweep_at:
+            self._begin_sweep(now)
+        while self._later and self._later[0][0] <= now:
+            self._ready[heapq.heappop(self._later)[2]] = None
+        batch = []
+        for call in list(islice(self._ready, _BATCH)):
+            del self._ready[call]
+            if steps := call.protocol.steps(now, wall):
+                batch.append((call, steps))
+        return batch
+
+    async def _ask(self, batch: list[tuple[OwnedCall, list[Step]]]) -> bool:
+        """One batch; false if Redis answered nothing."""
+        outcomes = await self._store.run([step.run for _, steps in batch for step in steps])
+        answers = iter(outcomes)
+        now, wall = self._now(), self._clock()
+        for call, steps in batch:
+            messages = call.protocol.on_outcomes(steps, [next(answers) for _ in steps], now, wall)
+            call.hand_over(messages)
+            call.changed()
+        return not all(isinstance(outcome, RegionUnreachable) for outcome in outcomes)
+
+    def _begin_sweep(self, now: float) -> None:
+        """Every call asks whether it is still ours and whether a bell was lost; what was kept long enough goes."""
+        self._sweep_at = now + self._settings.sweep_seconds
+        for call in self._by_id.values():
+            call.protocol.ask_refresh()
+            self._ready[call] = None
+        for call in [call for call, until in self._kept.items() if until <= now and call.protocol.is_kept_only]:
+            del self._kept[call]
 
     async def _wait_for_work(self) -> None:
+        if self._ready:
+            await asyncio.sleep(0)
+            return
+        self._wake.clear()
+        next_at = min(self._sweep_at, self._later[0][0] if self._later else self._sweep_at)
         try:
-            async with asyncio.timeout_at(self._sweep_at):
+            async with asyncio.timeout(max(0.0, next_at - self._now())):
                 await self._wake.wait()
         except TimeoutError:
             pass
 
-    def _batch(self, of: Iterable[OwnedCall]) -> list[OwnedCall]:
-        """The oldest of them; if there may be more, the task comes round again."""
-        batch = list(islice(of, _BATCH))
-        if len(batch) == _BATCH:
-            self._wake.set()
-        return batch
 
-    async def _claim(self) -> None:
-        batch = self._batch(self._unclaimed)
-        if not batch:
-            return
-        answers = await self._link.run_many([claim(call, self._settings) for call in batch])
-        held: list[OwnedCall] = []
-        for call, (answer, *detail) in zip(batch, answers, strict=True):
-            if answer == b"held":
-                self._on_held(call, int(detail[0]))
-                held.append(call)
-            else:
-                self._lose(call, tombstone_from_stored(detail[0]) if answer == b"ended" else None)
-        await self._index(held)
-        for call in held:
-            self._unclaimed.pop(call, None)
-            self._note_registered(call)
-
-    def _on_held(self, call: OwnedCall, epoch: int) -> None:
-        if call.epoch:
-            call.inbox.rewrite()  # the record was gone, so the rest may be, too
-        call.epoch = epoch
-        if call.tombstone is None:
-            self._unread[call] = None
-        if call.inbox.has_unwritten:
-            self._unwritten[call] = None
-
-    async def _index(self, calls: list[OwnedCall]) -> None:
-        """The tenant's list of live calls: for people to read, so it may lag; each sweep writes it again."""
-        if not calls:
-            return
-        keys = {self._keys.tenant_calls(call.record.tenant) for call in calls}
-        await self._link.commands(
-            [("ZADD", self._keys.tenant_calls(c.record.tenant), c.record.started_at, c.id) for c in calls]
-            + [("PEXPIRE", key, call_ttl_ms(self._settings)) for key in keys]
-        )
-
-    async def _read(self) -> None:
-        batch = [call for call in self._batch(self._unread) if call.epoch]
-        if not batch:
-            return
-        tickets = [call.inbox.begin_read() for call in batch]
-        answers = await self._link.run_many([read(call, self._settings) for call in batch])
-        for call, ticket, (last_entry, last_message, entries) in zip(batch, tickets, answers, strict=True):
-            if call.tombstone is None and not call.is_lost:
-                last = Position(last_entry.decode(), last_message.decode())
-                call.on_entries([(e[0].decode(), e[1][1].decode(), e[1][3]) for e in entries], last, ticket)
-            if not call.inbox.needs_read:
-                self._unread.pop(call, None)
-
-    async def _settle(self) -> None:
-        todo: list[tuple[OwnedCall, str, Verdict]] = []
-        for call in self._batch(self._unwritten):
-            if call.epoch and call not in self._unclaimed:
-                todo += [(call, message_id, verdict) for message_id, verdict in call.inbox.unwritten()]
-            if len(todo) >= _VERDICTS:
-                self._wake.set()
-                break
-        if not todo:
-            return
-        said = [verdict.status for _, _, verdict in todo]  # more may be said while Redis answers
-        answers = await self._link.run_many([settle(*one, self._settings) for one in todo])
-        for (call, message_id, _), status, (answer,) in zip(todo, said, answers, strict=True):
-            match answer:
-                case b"held":
-                    call.inbox.on_written(message_id, status)
-                case b"missing" | b"behind":
-                    self._unclaimed[call] = None
-                    self._wake.set()
-                case _:
-                    self._lose(call, None)
-        for call in {call: None for call, _, _ in todo}:
-            if not call.inbox.has_unwritten:
-                self._unwritten.pop(call, None)
-            call.changed()
-
-    async def _end(self) -> None:
-        # A call whose verdicts are still to be written waits; one that was never claimed has none.
-        batch = [c for c in self._batch(self._ending) if not c.epoch or not c.inbox.has_unwritten]
-        ends = [(call, call.tombstone) for call in batch if call.tombstone is not None]
-        if not ends:
-            return
-        answers = await self._link.run_many([end(call, tombstone, self._settings) for call, tombstone in ends])
-        await self._link.commands([("ZREM", self._keys.tenant_calls(c.record.tenant), c.id) for c, _ in ends])
-        for (call, _), (answer,) in zip(ends, answers, strict=True):
-            call.is_ended = answer == b"held"
-            call.is_lost = not call.is_ended
-            self._forget(call)
-
-    async def _sweep(self) -> None:
-        """Ask after every call: is it still ours, was a bell lost; and keep its keys alive."""
-        calls = [call for call in self._by_id.values() if call.epoch and call.tombstone is None]
-        for start in range(0, len(calls), _BATCH):
-            batch = calls[start : start + _BATCH]
-            answers = await self._link.run_many([refresh(call, self._settings) for call in batch])
-            for call, (answer, last_entry, last_message) in zip(batch, answers, strict=True):
-                if call.tombstone is not None:
-                    continue
-                match answer:
-                    case b"held":
-                        call.inbox.on_last_entry(Position(last_entry.decode(), last_message.decode()))
-                        if call.inbox.needs_read:
-                            self.on_unread(call)
-                    case b"missing" | b"behind":
-                        self._unclaimed[call] = None
-                        self._wake.set()
-                    case _:
-                        self._lose(call, None)
-            await self._index([call for call in batch if call.tombstone is None and not call.is_lost])
-        self._sweep_at = asyncio.get_running_loop().time() + self._settings.sweep_seconds
-
-    # -- what becomes of a call
-
-    def _note_registered(self, call: OwnedCall) -> None:
-        if call.epoch and call.is_subscribed and not call.is_registered:
-            call.is_registered = True
-            call.changed()
-
-    def _lose(self, call: OwnedCall, tombstone: Tombstone | None) -> None:
-        """Somebody else has it: stop at once, write nothing more."""
-        self.lost += 1
-        call.is_lost = True
-        if call.tombstone is None:
-            call.tombstone = tombstone
-        self._forget(call)
-
-    def _forget(self, call: OwnedCall) -> None:
-        for todo in (self._unclaimed, self._unread, self._unwritten, self._ending):
-            todo.pop(call, None)
-        if self._by_id.get(call.id) is call:
-            del self._by_id[call.id]
-            self.delivered += call.delivered
-            self.gaps += call.inbox.gaps
-        if self._by_channel.get(call.keys.channel) is call:
-            del self._by_channel[call.keys.channel]
-            self._subscriber.unwant(call.keys.channel)
-        call.changed()
+def _count(call: OwnedCall, name: str) -> int:
+    inbox = call.protocol.inbox
+    match name:
+        case "delivered":
+            return call.delivered
+        case "gaps":
+            return inbox.gaps
+        case "recovered":
+            return inbox.recovered
+        case "duplicates":
+            return inbox.repeated
+        case "expired":
+            return inbox.expired
+        case _:
+            return call.protocol.restores

@@ -1,140 +1,119 @@
-"""Puts messages into calls of one region, from this node: publish, wait for the receipt to climb, repeat until it does.
+"""Puts messages into calls of one home, from this node: what to publish and when again is core/outbox.py's decision.
 
-One message at a time is under way per call, until the owner has it: that keeps this publisher's order. A message goes
-on being repeated after its caller stopped waiting, as long as it is accepted, not delivered, and not past its deadline.
+One task per call that has messages under way carries them out. A message goes on after its caller stopped waiting, until
+it has its end; and is kept a while longer, since a Redis that takes over may not know of it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
+from fanout.core.circuit import Circuit
 from fanout.core.envelope import Envelope, EnvelopeError
-from fanout.core.keys import Keys
-from fanout.core.records import fingerprint, message_to_envelope, receipt_from_stored, tombstone_from_stored
-from fanout.errors import (
-    BusFull,
-    BusTimeout,
-    CallEnded,
-    CallNotFound,
-    CallNotStarted,
-    FanoutError,
-    IdempotencyConflict,
-    InboxFull,
-    MessageTooLarge,
-    RegionUnreachable,
-)
+from fanout.core.holds import Holds
+from fanout.core.outbox import Outbox, Outgoing
+from fanout.core.records import fingerprint, message_to_envelope, receipt_from_stored
+from fanout.core.scripts import Scripts, outgoing_args
+from fanout.errors import BusFull, BusTimeout, IdempotencyConflict, MessageTooLarge, RegionUnreachable
 from fanout.ids import item_id_for
-from fanout.link import Link, Run, Script
 from fanout.messages import Message, Receipt, Status
-from fanout.settings import BusSettings
-from fanout.tasks import Backoff, Tasks
+from fanout.store import Store
+from fanout.tasks import Tasks
 
 _log = structlog.get_logger("fanout")
-_PUBLISH = Script("publish")
 
 
-class _Outgoing:
-    """A message under way, and what is known of it."""
+class _Line:
+    """An outbox and who waits on it."""
 
-    def __init__(self, call_id: str, message_id: str, run: Run, size: int) -> None:
-        self.key = (call_id, message_id)
-        self.run = run
-        self.size = size
-        self.receipt: Receipt | None = None
-        self.refusal: FanoutError | None = None
-        self.is_tried = False
-        self.is_awaited = True
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.is_carried = False
         self._changed = asyncio.Event()
 
-    def on_receipt(self, receipt: Receipt) -> None:
-        """A reply; replies may come twice and out of order, so only a step up counts."""
-        if self.receipt is None or receipt.status.rank > self.receipt.status.rank:
-            self.receipt = receipt
-            self._wake()
-
-    def refuse(self, refusal: FanoutError) -> None:
-        """Nothing was written, and nothing will be."""
-        self.refusal = refusal
-        self._wake()
-
-    def has_reached(self, status: Status) -> bool:
-        """Whether the receipt is there, or whatever ended first."""
-        return self.receipt is not None and self.receipt.has_reached(status)
-
-    async def wait_changed(self) -> None:
-        """Until something new is known."""
-        await self._changed.wait()
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Something new is known, or to be done."""
         self._changed.set()
         self._changed.clear()
 
-
-@dataclass
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # first come, first served
-    users: int = 0
+    async def wait(self, seconds: float | None) -> None:
+        """Until then, or for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
 
 
 class Publisher:
-    """This node's way into the calls of one region."""
+    """This node's way into the calls of one region or shard."""
 
     def __init__(
-        self, link: Link, keys: Keys, settings: BusSettings, *, clock: Callable[[], float], tasks: Tasks
+        self, store: Store, scripts: Scripts, circuit: Circuit, *, clock: Callable[[], float], tasks: Tasks
     ) -> None:
-        self._link = link
-        self._keys = keys
+        settings = scripts.settings
+        self._store = store
+        self._scripts = scripts
         self._settings = settings
+        self._circuit = circuit
         self._clock = clock
         self._tasks = tasks
-        self._outgoing: dict[tuple[str, str], list[_Outgoing]] = {}
-        self._turns: dict[str, _Turn] = {}
-        self._items = 0
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._by_call: dict[str, list[_Line]] = {}
+        self._holds = Holds(settings.hold_seconds, settings.holds_max, settings.holds_max_bytes)
+        self._under_way: set[Outgoing] = set()
         self._bytes = 0
         self._unreadable = 0
-        self.published = 0
-        self.repeated = 0
+        self._published = 0
+        self._repeated = 0
+        self._abandoned = 0
 
     @property
     def counts(self) -> dict[str, int]:
         """What is under way and what went out."""
+        outboxes = [line.outbox for line in self._lines.values()]
         return {
-            "outgoing": self._items,
+            "outgoing": len(self._under_way),
             "outgoing_bytes": self._bytes,
-            "published": self.published,
-            "repeated": self.repeated,
+            "outgoing_held": len(self._holds),
+            "holds_dropped": self._holds.dropped,
+            "published": self._published + sum(outbox.published for outbox in outboxes),
+            "repeated": self._repeated + sum(outbox.repeated for outbox in outboxes),
+            "abandoned": self._abandoned + sum(outbox.abandoned for outbox in outboxes),
             "unreadable_receipts": self._unreadable,
         }
 
     async def put(self, call_id: str, tenant: str, message: Message, *, wait: Status, timeout: float) -> Receipt:
         """See `Fanout.put`."""
-        outgoing = self._outgoing_for(call_id, tenant, message)
-        task = self._tasks.start(self._carry(outgoing, message.expires_at), name=f"put {message.id}")
+        line, outgoing = self._add(call_id, tenant, message)
         try:
             async with asyncio.timeout(timeout):
                 while outgoing.refusal is None and not outgoing.has_reached(wait):
-                    await outgoing.wait_changed()
+                    await line.wait(None)
         except TimeoutError:
             pass
         finally:
-            outgoing.is_awaited = False
-            if outgoing.receipt is None or outgoing.has_reached(Status.DELIVERED):
-                task.cancel()
+            outgoing.waiters -= 1
+            if not outgoing.waiters and outgoing.receipt is None and outgoing.refusal is None:
+                line.outbox.give_up(outgoing)
+                self._leave(outgoing)
+                line.wake()
         if outgoing.refusal is not None:
             raise outgoing.refusal
         if outgoing.receipt is not None:
             return outgoing.receipt
-        if outgoing.is_tried:
-            raise RegionUnreachable(self._link.region)
+        if outgoing.trouble is not None:
+            raise outgoing.trouble
+        if outgoing.attempts:
+            raise RegionUnreachable(self._store.name)
         raise BusTimeout(call_id, message.id)
 
     def on_receipt(self, envelope: Envelope) -> None:
         """A reply on this node's channel."""
-        waiting = self._outgoing.get((envelope.call, envelope.id))
+        lines = self._by_call.get(envelope.call, ())
+        waiting = [line for line in lines if line.outbox.get(envelope.id) is not None]
         if not waiting:
             return
         try:
@@ -144,125 +123,115 @@ class Publisher:
             if self._unreadable == 1:
                 _log.warning("unreadable_receipt", call=envelope.call, error=str(exc))
             return
-        for outgoing in waiting:
-            outgoing.on_receipt(receipt)
+        for line in waiting:
+            self._on_done(line, line.outbox.on_receipt(receipt, self._now()))
+            line.wake()
 
-    def _outgoing_for(self, call_id: str, tenant: str, message: Message) -> _Outgoing:
+    def on_new_server(self, tags: frozenset[str]) -> None:
+        """Another Redis serves these partitions: what it may have lost is published once more."""
+        settings = self._settings
+        not_before = self._now() + settings.settling_seconds + settings.rewrite_seconds
+        for line in self._lines.values():
+            if line.outbox.tag in tags:
+                line.outbox.on_new_server()
+                line.wake()
+        for held in self._holds.take(tags):
+            line = self._line(held.outbox.call_id, held.outbox.tenant)
+            if line.outbox.get(held.outgoing.message_id) is None:
+                line.outbox.add_again(held.outgoing, not_before)
+                self._enter(held.outgoing)
+            self._carry(line)
+
+    def on_beat(self) -> None:
+        """Redis answered: what was held long enough is on its replicas."""
+        self._holds.release(self._now())
+
+    def _add(self, call_id: str, tenant: str, message: Message) -> tuple[_Line, Outgoing]:
         settings = self._settings
         item_id = message.item_id or item_id_for(call_id, message.id)
         envelope = message_to_envelope(msgspec.structs.replace(message, item_id=item_id), call_id, settings.node)
-        packed = envelope.pack()
+        packed, print_ = envelope.pack(), fingerprint(envelope)
         if len(packed) > settings.message_max_bytes:
             raise MessageTooLarge(len(packed), settings.message_max_bytes)
-        if self._items >= settings.outgoing_max or self._bytes + len(packed) > settings.outgoing_max_bytes:
-            raise BusFull(self._items, self._bytes)
-        keys = self._keys.call(call_id)
-        run = Run(
-            _PUBLISH,
-            (keys.call, keys.inbox, keys.receipts, keys.tombstone, keys.channel),
-            (
-                call_id,
-                tenant,
-                message.id,
-                fingerprint(envelope),
-                packed,
-                item_id,
-                int(message.wants_response),
-                settings.node,
-                settings.region,
-                self._keys.node_channel(settings.node),
-                settings.inbox_max,
-                settings.inbox_max_bytes,
-                int(settings.call_ttl_seconds * 1000),
-            ),
-        )
-        return _Outgoing(call_id, message.id, run, len(packed))
+        line = self._lines.get((call_id, tenant))
+        known = line.outbox.get(message.id) if line else None
+        if line is not None and known is not None:
+            if known.fingerprint != print_:
+                raise IdempotencyConflict(call_id, message.id)
+            known.waiters += 1
+            return line, known
+        if self._circuit.is_open(self._now()):
+            raise RegionUnreachable(self._store.name)
+        items = len(self._under_way)
+        if items >= settings.outgoing_max or self._bytes + len(packed) > settings.outgoing_max_bytes:
+            raise BusFull(items, self._bytes)
+        args = outgoing_args(call_id, message.id, print_, packed, item_id, wants_response=message.wants_response)
+        outgoing = Outgoing(message.id, print_, args, len(packed), message.expires_at, waiters=1)
+        line = self._line(call_id, tenant)
+        line.outbox.add(outgoing)
+        self._enter(outgoing)
+        self._carry(line)
+        return line, outgoing
 
-    async def _carry(self, outgoing: _Outgoing, expires_at: float) -> None:
-        """The message's whole way, from its turn to its end or to nobody's caring any more."""
-        self._items += 1
-        self._bytes += outgoing.size
-        self._outgoing.setdefault(outgoing.key, []).append(outgoing)
+    def _line(self, call_id: str, tenant: str) -> _Line:
+        line = self._lines.get((call_id, tenant))
+        if line is None:
+            line = self._lines[call_id, tenant] = _Line(Outbox(call_id, tenant, self._scripts))
+            self._by_call.setdefault(call_id, []).append(line)
+        return line
+
+    def _carry(self, line: _Line) -> None:
+        if not line.is_carried:
+            line.is_carried = True
+            self._tasks.start(self._work(line), name=f"outbox {line.outbox.call_id}")
+        line.wake()
+
+    async def _work(self, line: _Line) -> None:
+        """Carry out what the outbox decides, until it is empty."""
+        outbox = line.outbox
         try:
-            async with self._turn(outgoing.key[0]):
-                await self._accept(outgoing)
-                async with _no_longer_than(self._settings.in_flight_seconds):
-                    await self._follow(outgoing, lambda: outgoing.has_reached(Status.DELIVERED))
-            async with _no_longer_than(max(0.0, expires_at - self._clock())):
-                await self._follow(outgoing, lambda: outgoing.has_reached(Status.DELIVERED))
-            await self._follow(outgoing, lambda: not outgoing.is_awaited or outgoing.has_reached(Status.ANSWERED))
-        finally:
-            self._items -= 1
-            self._bytes -= outgoing.size
-            siblings = self._outgoing[outgoing.key]
-            siblings.remove(outgoing)
-            if not siblings:
-                del self._outgoing[outgoing.key]
-
-    async def _accept(self, outgoing: _Outgoing) -> None:
-        """Publish until Redis answers; the caller's timeout is the end of it."""
-        backoff = Backoff(self._settings.backoff_seconds, self._settings.backoff_max_seconds)
-        while outgoing.receipt is None and outgoing.refusal is None:
-            try:
-                self.published += 1
-                await self._publish(outgoing)
-            except RegionUnreachable:
-                await backoff.wait()
-            except FanoutError as refusal:
-                outgoing.refuse(refusal)
-
-    async def _follow(self, outgoing: _Outgoing, is_done: Callable[[], bool]) -> None:
-        """Until done: wait for replies, and repeat now and then, since a reply or the ring may have been lost."""
-        pause = self._settings.repeat_seconds
-        while outgoing.refusal is None and not is_done():
-            try:
-                async with asyncio.timeout(pause):
-                    await outgoing.wait_changed()
-            except TimeoutError:
-                pause = min(pause * 2, self._settings.repeat_max_seconds)
-                self.repeated += 1
-                try:
-                    await self._publish(outgoing)
-                except FanoutError:
-                    # Accepted before: a refusal now means that Redis is away, or that it lost the call and its owner
-                    # has not yet restored it.
+            while not outbox.is_empty:
+                step = outbox.step(self._now())
+                if step is None:
+                    due = outbox.due(self._now())
+                    await line.wait(None if due is None else max(0.0, due - self._now()))
+                    for outgoing in outbox.expire(self._clock()):
+                        self._leave(outgoing)
                     continue
-
-    async def _publish(self, outgoing: _Outgoing) -> None:
-        call_id, message_id = outgoing.key
-        outgoing.is_tried = True
-        answer, *detail = await self._link.run(outgoing.run)
-        match answer:
-            case b"receipt":
-                outgoing.on_receipt(receipt_from_stored(call_id, message_id, detail[0]))
-            case b"ended":
-                raise CallEnded(tombstone_from_stored(detail[0]))
-            case b"reserved":
-                raise CallNotStarted(call_id)
-            case b"conflict":
-                raise IdempotencyConflict(call_id, message_id)
-            case b"full":
-                raise InboxFull(call_id)
-            case _:
-                raise CallNotFound(call_id)
-
-    @asynccontextmanager
-    async def _turn(self, call_id: str) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(call_id, _Turn())
-        turn.users += 1
-        try:
-            async with turn.lock:
-                yield
+                (outcome,) = await self._store.run([step.run])
+                done = outbox.on_outcome(step, outcome, self._now())
+                if step.outgoing.refusal is not None:
+                    self._leave(step.outgoing)
+                self._on_done(line, done)
+                line.wake()
         finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[call_id]
+            line.is_carried = False
+            self._drop(line)
 
+    def _drop(self, line: _Line) -> None:
+        outbox = line.outbox
+        del self._lines[outbox.call_id, outbox.tenant]
+        siblings = self._by_call[outbox.call_id]
+        siblings.remove(line)
+        if not siblings:
+            del self._by_call[outbox.call_id]
+        self._published += outbox.published
+        self._repeated += outbox.repeated
+        self._abandoned += outbox.abandoned
 
-@asynccontextmanager
-async def _no_longer_than(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        pass
+    def _on_done(self, line: _Line, outgoing: Outgoing | None) -> None:
+        if outgoing is not None:
+            self._leave(outgoing)
+            self._holds.add(line.outbox, outgoing, self._now())
+
+    def _enter(self, outgoing: Outgoing) -> None:
+        self._under_way.add(outgoing)
+        self._bytes += outgoing.size
+
+    def _leave(self, outgoing: Outgoing) -> None:
+        if outgoing in self._under_way:
+            self._under_way.discard(outgoing)
+            self._bytes -= outgoing.size
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

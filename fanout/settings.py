@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fanout.ids import is_region_name
+from fanout.ids import is_home_name, region_of
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -11,44 +11,70 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, kw_only=True)
 class BusSettings:
-    """Where the regions' Redises are and how much the bus may hold. URLs carry passwords, so `repr` leaves them out."""
+    """Where the homes' Redises are and how much the bus may hold. URLs carry passwords, so `repr` leaves them out."""
 
     node: str
     region: str
-    regions: Mapping[str, str] = field(repr=False)  # name → redis://…
+    regions: Mapping[str, str] = field(repr=False)  # region, or region-shard → redis://…, see fanout/redis/urls.py
     prefix: str = "relay"  # of every key and channel, so that regions can share a Redis in development
 
     message_max_bytes: int = 1 * MIB  # one packed message
     inbox_max: int = 256  # unanswered messages of a call: beyond it `InboxFull`
     inbox_max_bytes: int = 16 * MIB  # and their bytes, in Redis's memory
+    read_max: int = 32  # entries of an inbox that are read at once
+    read_max_bytes: int = 256 * KIB  # after which no further one is: what one read may hold up the loop
+    memory_max: int = 1000  # what a call remembers for a new owner; the oldest is forgotten
+    memory_max_bytes: int = 4 * MIB  # and its bytes, on the owner and in Redis
     outgoing_max: int = 4096  # messages under way from this node: beyond it `BusFull`
     outgoing_max_bytes: int = 64 * MIB  # and their bytes, in this node's memory
+    holds_max: int = 20_000  # messages that have their end and are kept a while, in case Redis forgets it
+    holds_max_bytes: int = 64 * MIB  # and their bytes; the oldest is let go, and counted
     endings_max: int = 10_000  # ended calls not yet written: beyond it the oldest is left to its TTL, and counted
 
     call_ttl_seconds: float = 7200.0  # of a live call's keys, renewed by every sweep
-    tombstone_seconds: float = 3600.0  # of the tombstone and the receipts after the end
+    tombstone_seconds: float = 3600.0  # of the tombstone after a call's end, and of a receipt after the message's
     sweep_seconds: float = 10.0
-    in_flight_seconds: float = 5.0  # how long an undelivered message keeps this node's next one to the call waiting
+    in_flight_seconds: float = 1.0  # how long an undelivered message keeps this node's next one to the call waiting
     repeat_seconds: float = 0.5  # first repeat of an unanswered publish; doubles up to repeat_max_seconds
     repeat_max_seconds: float = 5.0
+    hold_seconds: float = 10.0  # how far Redis's replicas may lag without a message's being lost
+    keep_seconds: float = 60.0  # how long a node can tell Redis again of a call that it had
 
     heartbeat_seconds: float = 1.0
     silence_seconds: float = 3.0  # without anything heard, the subscriber's connection is dropped
-    node_ttl_seconds: float = 10.0  # of the node's heartbeat key: one heartbeat lifetime
+    node_ttl_seconds: float = 8.0  # of the node's heartbeat key: one heartbeat lifetime
+    margin_seconds: float = 2.0  # on top of a heartbeat lifetime, for owners to restore their records in a new Redis
+    rewrite_seconds: float = 2.0  # and then to rewrite what else they know
+    clock_skew_seconds: float = 0.25  # how far a node's clock may be off; a deadline holds within twice as much
+    circuit_seconds: float = 3.0  # of failing without a break, after which puts are refused at once
     socket_timeout: float = 2.0
-    connections: int = 32  # for commands, per region
+    connections: int = 2  # for commands, per server; many commands share one
     backoff_seconds: float = 0.1  # first pause after a Redis error; doubles, with jitter, up to backoff_max_seconds
     backoff_max_seconds: float = 2.0
     close_seconds: float = 2.0  # for writing what is still to be written when the node stops
 
+    @property
+    def homes(self) -> list[str]:
+        """The homes of this node's own region, where its new calls may live."""
+        return [name for name in self.regions if region_of(name) == self.region]
+
+    @property
+    def settling_seconds(self) -> float:
+        """How long after a server appeared nobody takes a call over or writes what a backend may rely on."""
+        return self.node_ttl_seconds + self.margin_seconds
+
     def __post_init__(self) -> None:
         """A bad value names its setting; a URL is never repeated in the error."""
         for name in self.regions:
-            if not is_region_name(name):
-                raise ValueError(f"regions: {name!r} is not 1 to 24 letters and digits")
-        if self.region not in self.regions:
+            if not is_home_name(name):
+                raise ValueError(f"regions: {name!r} is not 1 to 24 letters and digits, or that, a dash and a shard")
+        if self.region and not self.homes:
             raise ValueError(f"region: {self.region!r} is not among the regions")
         if self.silence_seconds <= self.heartbeat_seconds:
             raise ValueError("silence_seconds: must be longer than heartbeat_seconds")
+        if self.node_ttl_seconds <= self.silence_seconds:
+            raise ValueError("node_ttl_seconds: must be longer than silence_seconds")
         if not self.node or not self.prefix:
             raise ValueError("node and prefix: must not be empty")
+        if set("{}") & set(self.prefix):
+            raise ValueError("prefix: must have no braces, which mark the hash tag")

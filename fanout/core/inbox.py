@@ -6,9 +6,10 @@ after a fail-over took some back.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fanout.core.memory import MemoryEntry
+from fanout.core.verdicts import Verdict
 from fanout.messages import Message, Status
 
 KNOWN_MAX = 1024  # remembered messages of a call; the oldest that are settled and written go first
@@ -36,22 +37,6 @@ class ReadTicket(NamedTuple):
     position: Position
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What this owner says of one message. Only climbs."""
-
-    status: Status
-    wants_response: bool
-    item_id: str = ""
-    reached: dict[str, float] = field(default_factory=dict)
-    error: dict[str, Any] | None = None
-
-    @property
-    def is_terminal(self) -> bool:
-        """Nothing follows."""
-        return self.status.is_terminal or (self.status is Status.APPLIED and not self.wants_response)
-
-
 class Inbox:
     """A caller hands every delivery on at once, and writes `unwritten` verdicts until they are confirmed."""
 
@@ -63,6 +48,9 @@ class Inbox:
         self._asked = 0
         self._read = 0
         self.gaps = 0
+        self.recovered = 0  # deliveries that no bell brought
+        self.repeated = 0  # rings for what was known
+        self.expired = 0
 
     # -- what comes in
 
@@ -72,6 +60,7 @@ class Inbox:
         follows = previous == self._position
         if entry.message_id in self._known:
             # A publisher repeats: it may have missed the answer, or Redis may have lost it.
+            self.repeated += 1
             self._unwritten[entry.message_id] = None
             if follows and here != self._position:
                 self._position = here
@@ -84,19 +73,23 @@ class Inbox:
         return self._take(entry, now)
 
     def begin_read(self) -> ReadTicket:
-        """The stream is about to be read; hand the ticket to `on_entries` with what was there."""
+        """The stream is about to be read; hand the ticket to `end_read` when all of it was."""
         return ReadTicket(self._asked, self._position)
 
-    def on_entries(self, entries: Iterable[Entry], last: Position, ticket: ReadTicket, now: float) -> list[Message]:
-        """What the stream holds, oldest first, and the last entry ever put in: what was not yet seen is a delivery."""
+    def on_entries(self, entries: Iterable[Entry], now: float) -> list[Message]:
+        """A part of what the stream holds, in its order: what was not yet seen is a delivery."""
         deliveries: list[Message] = []
         for entry in entries:
             if entry.message_id not in self._known:
                 deliveries += self._take(entry, now)
+        self.recovered += len(deliveries)
+        return deliveries
+
+    def end_read(self, last: Position, ticket: ReadTicket) -> None:
+        """All was read; `last` is the last entry ever put in."""
         if self._position == ticket.position:  # else a bell overtook the read, and knows better
             self._position = last
         self._read = ticket.asked
-        return deliveries
 
     def on_last_entry(self, last: Position) -> None:
         """The sweep's look at the last entry: if it isn't the one seen last, bells were lost."""
@@ -122,6 +115,7 @@ class Inbox:
         self._note(message.id, verdict)
         if message.expires_at <= now:
             del verdict.reached["delivered"]
+            self.expired += 1
             self.settle(message.id, Status.EXPIRED, now, error=_EXPIRED)
             return []
         return [message]
@@ -145,17 +139,26 @@ class Inbox:
         *,
         item_id: str | None = None,
         error: dict[str, Any] | None = None,
+        memory: MemoryEntry | None = None,
     ) -> bool:
         """The session's verdict. False if there is nothing to say: unknown, or it said as much before."""
-        verdict = self._known.get(message_id)
-        if verdict is None or verdict.is_terminal or status.rank <= verdict.status.rank:
+        if not self.can_settle(message_id, status):
             return False
+        verdict = self._known[message_id]
         verdict.status = status
         verdict.reached[status.value] = now
         verdict.item_id = item_id or verdict.item_id
         verdict.error = error
+        verdict.memory = memory or verdict.memory
+        # To the end of what is to be written: entries of the memory are written in the order of their positions.
+        self._unwritten.pop(message_id, None)
         self._unwritten[message_id] = None
         return True
+
+    def can_settle(self, message_id: str, status: Status) -> bool:
+        """Whether `settle` would take this."""
+        verdict = self._known.get(message_id)
+        return verdict is not None and not verdict.is_terminal and status.rank > verdict.status.rank
 
     def settle_open(self, now: float, error: dict[str, Any]) -> None:
         """The call ends: what has no terminal verdict has failed."""
@@ -170,9 +173,27 @@ class Inbox:
         """Whether Redis is behind what was said here."""
         return bool(self._unwritten)
 
+    def verdict(self, message_id: str) -> Verdict | None:
+        """What was said of a message so far."""
+        return self._known.get(message_id)
+
     def unwritten(self) -> list[tuple[str, Verdict]]:
         """Verdicts that Redis doesn't have, oldest first."""
         return [(message_id, self._known[message_id]) for message_id in self._unwritten]
+
+    def untold(self) -> list[tuple[str, Verdict]]:
+        """Those whose publishers don't know yet that they arrived."""
+        return [
+            (message_id, verdict)
+            for message_id, verdict in self.unwritten()
+            if not verdict.is_told and "delivered" in verdict.reached
+        ]
+
+    def on_told(self, message_id: str) -> None:
+        """They know."""
+        verdict = self._known.get(message_id)
+        if verdict is not None:
+            verdict.is_told = True
 
     def on_written(self, message_id: str, status: Status) -> None:
         """Redis has this much; if more was said meanwhile, that is still to be written."""

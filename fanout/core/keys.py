@@ -7,13 +7,33 @@ from fanout.core.partitions import partition_tags, tag_of
 
 @dataclass(frozen=True, slots=True)
 class CallKeys:
-    """All that a call has in its home Redis, in one slot."""
+    """All that a call has in its home Redis, in one slot, in the order in which the scripts name it."""
 
-    call: str  # hash: tenant, epoch, claim, record, state, last entry
+    tag: str
+    generation: str  # hash of the partition: which server process it was last seen on, and since when
+    call: str  # hash: tenant, epoch, claim, record, state, last entry, place of the memory
     inbox: str  # stream: what has no terminal receipt
     receipts: str  # hash by message id
     tombstone: str  # hash: tenant, record
+    memory: str  # list: what a new owner must know of the conversation
+    settled: str  # list of messages by the time of their end, so that receipts can be forgotten
+    index: str  # sorted set of the tenant's live calls in this partition
     channel: str  # the doorbell
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """KEYS of a call's scripts."""
+        return (
+            self.generation,
+            self.call,
+            self.inbox,
+            self.receipts,
+            self.tombstone,
+            self.memory,
+            self.settled,
+            self.index,
+            self.channel,
+        )
 
 
 class Keys:
@@ -23,25 +43,46 @@ class Keys:
         self._prefix = prefix
         partition_tags()  # 20 ms the first time: now, not within the first call
 
-    def call(self, call_id: str) -> CallKeys:
+    def call(self, call_id: str, tenant: str) -> CallKeys:
         """The keys of a call."""
-        stem = f"{self._prefix}:{{{tag_of(call_id)}}}"
+        tag = tag_of(call_id)
         return CallKeys(
-            call=f"{stem}:call:{call_id}",
-            inbox=f"{stem}:inbox:{call_id}",
-            receipts=f"{stem}:receipts:{call_id}",
-            tombstone=f"{stem}:ended:{call_id}",
-            channel=f"{stem}:bell:{call_id}",
+            tag=tag,
+            generation=self.generation(tag),
+            call=self.call_stem(tag) + call_id,
+            inbox=f"{self._stem(tag)}:inbox:{call_id}",
+            receipts=f"{self._stem(tag)}:receipts:{call_id}",
+            tombstone=f"{self._stem(tag)}:ended:{call_id}",
+            memory=f"{self._stem(tag)}:memory:{call_id}",
+            settled=f"{self._stem(tag)}:settled:{call_id}",
+            index=self.index(tag, tenant),
+            channel=f"{self._stem(tag)}:bell:{call_id}",
         )
 
-    def tenant_calls(self, tenant: str) -> str:
-        """Sorted set of a tenant's live calls by start time; a list for people, not the truth."""
-        return f"{self._prefix}:calls:{tenant}"
+    def generation(self, tag: str) -> str:
+        """See `CallKeys.generation`."""
+        return f"{self._stem(tag)}:generation"
 
-    def node_channel(self, node: str) -> str:
-        """Where a node hears its receipts and its own heartbeat."""
-        return f"{self._prefix}:node:{node}"
+    def call_stem(self, tag: str) -> str:
+        """What the keys of calls in this partition begin with."""
+        return f"{self._stem(tag)}:call:"
 
-    def node_alive(self, node: str) -> str:
-        """The node's heartbeat key: while it is there, the calls that name the node are live."""
-        return f"{self._prefix}:alive:{node}"
+    def index(self, tag: str, tenant: str) -> str:
+        """See `CallKeys.index`."""
+        return f"{self._stem(tag)}:calls:{tenant}"
+
+    def node_channel(self, tag: str, node: str) -> str:
+        """Where a node hears the receipts of this partition's calls, and its own heartbeat."""
+        return f"{self._stem(tag)}:node:{node}"
+
+    def node_alive(self, tag: str, node: str) -> str:
+        """A node's heartbeat key. It is in several partitions; who looks for it looks in `tag_of(node)`."""
+        return f"{self._stem(tag)}:alive:{node}"
+
+    def _stem(self, tag: str) -> str:
+        return f"{self._prefix}:{{{tag}}}"
+
+
+def tag_in(name: str) -> str:
+    """The hash tag in a key or channel name."""
+    return name[name.index("{") + 1 : name.index("}")]

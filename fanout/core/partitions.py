@@ -46,3 +46,10 @@ def partition_of(call_id: str) -> int:
 def tag_of(call_id: str) -> str:
     """The hash tag that all keys and the channel of a call carry."""
     return partition_tags()[partition_of(call_id)]
+
+
+def tag_in(name: str) -> str:
+    """The hash tag of a key or channel: what stands in its first braces, or the whole name if there is none."""
+    _, _, rest = name.partition("{")
+    tag, brace, _ = rest.partition("}")
+    return tag if tag and brace else name

@@ -1,23 +1,38 @@
--- Register a call for its owner, or restore the record of an owner that found it missing or lower. Repeating it is safe.
--- KEYS: call, inbox, receipts, tombstone
--- ARGV: 1 claim, 2 epoch held so far (0: a first claim), 3 tenant, 4 state, 5 record, 6 ttl in ms
--- Returns {answer, detail}: held (epoch), fenced, ended (tombstone).
-local ended = redis.call('HGET', KEYS[4], 'record')
-if ended then return {'ended', ended} end
-local held = redis.call('HMGET', KEYS[1], 'epoch', 'claim', 'tenant')
-if held[3] and held[3] ~= ARGV[3] then return {'fenced'} end
+-- Write a call's record: for a new call, for an owner that found it missing or lower, or to take the call over.
+-- ARGS: 1 fresh, restore or take, 2 claim, 3 epoch (restore), 4 and 5 epoch and claim expected to be replaced (take),
+--       6 latest time in ms, 7 call id, 8 tenant, 9 state, 10 record, 11 start (seconds), 12 ttl in ms
+-- Returns held (epoch), fenced (epoch), ended (tombstone), absent, unknown, settling (ms left),
+-- late (Redis's time in ms) or changed (epoch, claim).
+local mode, claim, tenant = ARGS[1], ARGS[2], ARGS[8]
+local ended = redis.call('HMGET', TOMBSTONE, 'tenant', 'record')
+if ended[1] then
+  if ended[1] ~= tenant then return nothing_known() end
+  return {'ended', ended[2]}
+end
+local held = redis.call('HMGET', CALL, 'epoch', 'claim', 'tenant')
+if held[3] and held[3] ~= tenant then
+  if mode == 'take' then return nothing_known() end
+  return {'fenced', held[1] or '0'}
+end
 
 local epoch
-if ARGV[2] == '0' then
-  if held[2] == ARGV[1] then
-    epoch = tonumber(held[1]) -- the answer to an earlier try was lost
-  else
-    epoch = math.max(math.floor(now_seconds() * 1000), tonumber(held[1] or '0') + 1)
-  end
+if held[2] == claim then
+  epoch = tonumber(held[1]) -- the answer to an earlier try was lost
+elseif NOW_MS > tonumber(ARGS[6]) then
+  return {'late', digits(NOW_MS)} -- whoever sent this has given up, and may have gone elsewhere
+elseif mode == 'restore' then
+  epoch = tonumber(ARGS[3])
+  if held[1] and is_above(held[1], held[2], epoch, claim) then return {'fenced', held[1]} end
+elseif mode == 'fresh' then
+  if held[1] then return {'fenced', held[1]} end
+  epoch = NOW_MS
 else
-  epoch = tonumber(ARGV[2])
-  if held[1] and tonumber(held[1]) >= epoch and held[2] ~= ARGV[1] then return {'fenced'} end
+  if PHASE ~= 'normal' then return {'settling', PHASE_LEFT} end
+  if not held[1] then return {'absent'} end
+  if held[1] ~= ARGS[4] or held[2] ~= ARGS[5] then return {'changed', held[1], held[2]} end
+  epoch = math.max(NOW_MS, tonumber(held[1]) + 1)
 end
-redis.call('HSET', KEYS[1], 'epoch', digits(epoch), 'claim', ARGV[1], 'tenant', ARGV[3], 'state', ARGV[4], 'record', ARGV[5])
-for key = 1, 3 do redis.call('PEXPIRE', KEYS[key], ARGV[6]) end
+redis.call('HSET', CALL, 'epoch', digits(epoch), 'claim', claim, 'tenant', tenant, 'state', ARGS[9], 'record', ARGS[10])
+redis.call('ZADD', INDEX, ARGS[11], ARGS[7])
+for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX}) do redis.call('PEXPIRE', key, ARGS[12]) end
 return {'held', digits(epoch)}

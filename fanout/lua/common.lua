@@ -1,15 +1,57 @@
--- What every script of the bus shares; put before each of them. A script touches one call's keys only, all in one slot.
+-- What every script of the bus shares; put before each of them. A script touches the keys of one hash tag only.
+-- KEYS[1]: the partition's generation. ARGV: 1 run id of this server, 2 settling in ms, 3 rewriting in ms.
+-- KEYS of a call, in the scripts that have one: 2 call, 3 inbox, 4 receipts, 5 tombstone, 6 memory, 7 settled, 8 index,
+-- 9 bell channel. Channels in a receipt's `tell` carry the same tag, but are not declared.
+-- Every answer is a list whose first element says how it went; every script may be repeated.
 local VERSION = 1
 local RANK = {accepted = 0, delivered = 1, applied = 2, answered = 3, failed = 3, expired = 3, rejected = 3}
+local GENERATION, CALL, INBOX, RECEIPTS, TOMBSTONE, MEMORY, SETTLED, INDEX, BELL = unpack(KEYS)
+local ARGS = {unpack(ARGV, 4)}
 
-local function now_seconds()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) + tonumber(time[2]) / 1000000
-end
+local TIME = redis.call('TIME')
+local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000 -- seconds since the epoch
+local NOW_MS = math.floor(NOW * 1000)
 
--- An epoch is milliseconds: exact in a double, but tostring() would write an exponent.
+-- Milliseconds are exact in a double, but tostring() would write an exponent.
 local function digits(number)
   return string.format('%.0f', number)
+end
+
+-- A server that this partition was not on before may lack what the last one had. It settles: owners restore their
+-- records; then they rewrite what they know; only then is what it doesn't have known not to be.
+-- Returns settling, rewriting or normal, and the milliseconds that are left of it.
+local function phase_of_server()
+  local settling, rewriting = tonumber(ARGV[2]), tonumber(ARGV[3])
+  local held = redis.call('HMGET', GENERATION, 'server', 'since')
+  local age = NOW_MS - tonumber(held[2] or '0')
+  if held[1] ~= ARGV[1] or age < 0 then
+    redis.call('HSET', GENERATION, 'server', ARGV[1], 'since', digits(NOW_MS))
+    age = 0
+  end
+  if age < settling then return 'settling', settling - age end
+  if age < settling + rewriting then return 'rewriting', settling + rewriting - age end
+  return 'normal', 0
+end
+local PHASE, PHASE_LEFT = phase_of_server()
+
+local function nothing_known()
+  return {PHASE == 'normal' and 'absent' or 'unknown'}
+end
+
+-- Claims are ordered by epoch; two that share one after a roll-back, by their ids, so that both sides agree.
+local function is_above(epoch, claim, other_epoch, other_claim)
+  epoch, other_epoch = tonumber(epoch), tonumber(other_epoch)
+  return epoch > other_epoch or (epoch == other_epoch and claim > other_claim)
+end
+
+-- Where the call stands for a writer with this epoch and claim: held, behind (restore it first), fenced or ended.
+local function fence(epoch, claim)
+  local ended = redis.call('HGET', TOMBSTONE, 'record')
+  if ended then return {'ended', ended} end
+  local held = redis.call('HMGET', CALL, 'epoch', 'claim')
+  if held[2] == claim and held[1] == epoch then return {'held'} end
+  if held[1] and is_above(held[1], held[2], epoch, claim) then return {'fenced', held[1]} end
+  return {'behind'}
 end
 
 local function is_terminal(receipt)
@@ -17,21 +59,12 @@ local function is_terminal(receipt)
 end
 
 -- Write a receipt and tell every node that published the message.
-local function save(receipts_key, call_id, message_id, receipt, ttl_ms)
+local function save(call_id, message_id, receipt, ttl_ms)
   local packed = cmsgpack.pack(receipt)
-  redis.call('HSET', receipts_key, message_id, packed)
-  redis.call('PEXPIRE', receipts_key, ttl_ms)
+  redis.call('HSET', RECEIPTS, message_id, packed)
+  redis.call('PEXPIRE', RECEIPTS, ttl_ms)
   for _, channel in ipairs(receipt.tell) do
-    redis.call('PUBLISH', channel, cmsgpack.pack({VERSION, 'receipt', message_id, call_id, receipt.node, 0, '', packed}))
+    local envelope = {VERSION, 'receipt', message_id, call_id, receipt.node, 0, '', packed}
+    redis.call('SPUBLISH', channel, cmsgpack.pack(envelope))
   end
-  return packed
-end
-
--- Where the fence stands for a writer with this epoch and claim: held, missing, behind or fenced.
-local function fence(call_key, epoch, claim)
-  local held = redis.call('HMGET', call_key, 'epoch', 'claim')
-  if not held[1] then return 'missing' end
-  if held[2] == claim and held[1] == epoch then return 'held' end
-  if tonumber(held[1]) < tonumber(epoch) then return 'behind' end
-  return 'fenced'
 end

@@ -1,24 +1,26 @@
--- End a call: tombstone, a terminal receipt for every message that has none, and the keys of the living go. Repeatable.
--- KEYS: call, inbox, receipts, tombstone
--- ARGV: 1 epoch, 2 claim, 3 call id, 4 tenant, 5 tombstone, 6 error (JSON), 7 node, 8 region, 9 tombstone ttl in ms
--- Returns {answer}: held, fenced.
-local held = redis.call('HMGET', KEYS[1], 'epoch', 'claim')
--- A claim whose answer was lost left an epoch that its owner doesn't know: the claim is the proof then.
-if held[1] and held[2] ~= ARGV[2] and tonumber(held[1]) >= tonumber(ARGV[1]) then return {'fenced'} end
+-- End a call: tombstone, a terminal receipt for every message that has none, and the keys of the living go.
+-- ARGS: 1 epoch, 2 claim, 3 call id, 4 tenant, 5 tombstone, 6 error (JSON), 7 node, 8 region, 9 tombstone ttl in ms
+-- Returns held, settling (ms left), fenced (epoch) or ended (another tombstone).
+local answer = fence(ARGS[1], ARGS[2])
+if answer[1] == 'ended' and answer[2] == ARGS[5] then return {'held'} end
+if answer[1] == 'fenced' or answer[1] == 'ended' then
+  -- A claim whose answer was lost left an epoch that its owner doesn't know: the claim is the proof then.
+  if answer[1] == 'ended' or redis.call('HGET', CALL, 'claim') ~= ARGS[2] then return answer end
+end
+if PHASE == 'settling' then return {'settling', PHASE_LEFT} end
 
-local at = now_seconds()
-for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do
+for _, entry in ipairs(redis.call('XRANGE', INBOX, '-', '+')) do
   local message_id = entry[2][2]
-  local packed = redis.call('HGET', KEYS[3], message_id)
+  local packed = redis.call('HGET', RECEIPTS, message_id)
   local receipt = packed and cmsgpack.unpack(packed)
   if receipt and not is_terminal(receipt) then
-    receipt.status, receipt.error, receipt.node, receipt.region = 'failed', ARGV[6], ARGV[7], ARGV[8]
-    receipt.reached.failed = at
-    save(KEYS[3], ARGV[3], message_id, receipt, ARGV[9])
+    receipt.status, receipt.error, receipt.node, receipt.region = 'failed', ARGS[6], ARGS[7], ARGS[8]
+    receipt.reached.failed = NOW
+    save(ARGS[3], message_id, receipt, ARGS[9])
   end
 end
-redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('HSET', KEYS[4], 'tenant', ARGV[4], 'record', ARGV[5])
-redis.call('PEXPIRE', KEYS[4], ARGV[9])
-redis.call('PEXPIRE', KEYS[3], ARGV[9])
+redis.call('DEL', CALL, INBOX, MEMORY)
+redis.call('ZREM', INDEX, ARGS[3])
+redis.call('HSET', TOMBSTONE, 'tenant', ARGS[4], 'record', ARGS[5])
+for _, key in ipairs({TOMBSTONE, RECEIPTS, SETTLED}) do redis.call('PEXPIRE', key, ARGS[9]) end
 return {'held'}

@@ -1,6 +1,20 @@
--- A call's inbox, whole: what has a terminal receipt is no longer in it. One script, so that entries and last entry agree.
--- KEYS: call, inbox
--- ARGV: 1 most entries
--- Returns {last entry, last message, entries}, an entry as {id, {field, value, …}}.
-local last = redis.call('HMGET', KEYS[1], 'last_entry', 'last_message')
-return {last[1] or '', last[2] or '', redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', ARGV[1])}
+-- A part of a call's inbox, which holds what has no terminal receipt; entries and last entry agree.
+-- ARGS: 1 epoch, 2 claim, 3 entry to read after (or empty), 4 most entries, 5 bytes after which no entry is added
+-- Returns held (last entry, last message, more (1, 0), entries as {id, message id, envelope}), behind, fenced (epoch)
+-- or ended (tombstone).
+local answer = fence(ARGS[1], ARGS[2])
+if answer[1] ~= 'held' then return answer end
+local last = redis.call('HMGET', CALL, 'last_entry', 'last_message')
+local entries, bytes, after, most = {}, 0, ARGS[3], tonumber(ARGS[4])
+local more = 0
+while true do
+  local found = redis.call('XRANGE', INBOX, after == '' and '-' or '(' .. after, '+', 'COUNT', 1)[1]
+  if not found then break end
+  if #entries >= most or bytes >= tonumber(ARGS[5]) then
+    more = 1
+    break
+  end
+  after, bytes = found[1], bytes + #found[2][4]
+  table.insert(entries, {found[1], found[2][2], found[2][4]})
+end
+return {'held', last[1] or '', last[2] or '', more, entries}

@@ -1,10 +1,8 @@
--- An owner's look at its call, each sweep: is it still mine, has the inbox moved; its keys live on.
--- KEYS: call, inbox, receipts, tombstone
--- ARGV: 1 epoch, 2 claim, 3 ttl in ms
--- Returns {answer, last entry, last message}: held, missing, behind, fenced, ended.
-if redis.call('EXISTS', KEYS[4]) == 1 then return {'ended', '', ''} end
-local answer = fence(KEYS[1], ARGV[1], ARGV[2])
-if answer ~= 'held' then return {answer, '', ''} end
-for key = 1, 3 do redis.call('PEXPIRE', KEYS[key], ARGV[3]) end
-local last = redis.call('HMGET', KEYS[1], 'last_entry', 'last_message')
-return {'held', last[1] or '', last[2] or ''}
+-- An owner's look at its call: is it still mine, has the inbox moved, does anybody hear its bell; its keys live on.
+-- ARGS: 1 epoch, 2 claim, 3 ttl in ms
+-- Returns held (last entry, last message, subscribers of the bell), behind, fenced (epoch) or ended (tombstone).
+local answer = fence(ARGS[1], ARGS[2])
+if answer[1] ~= 'held' then return answer end
+for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX}) do redis.call('PEXPIRE', key, ARGS[3]) end
+local last = redis.call('HMGET', CALL, 'last_entry', 'last_message')
+return {'held', last[1] or '', last[2] or '', redis.call('PUBSUB', 'SHARDNUMSUB', BELL)[2]}

@@ -1,28 +1,55 @@
--- Write an owner's verdict on a message, trim the inbox of it if that is the end, tell the nodes that published it.
--- KEYS: call, inbox, receipts, tombstone
--- ARGV: 1 epoch, 2 claim, 3 call id, 4 message id, 5 status, 6 reached (msgpack map), 7 item id, 8 error (JSON or empty),
---       9 wants response (1, 0), 10 node, 11 region, 12 ttl in ms
--- Returns {answer}: held, missing, behind, fenced, ended.
-if redis.call('EXISTS', KEYS[4]) == 1 then return {'ended'} end
-local answer = fence(KEYS[1], ARGV[1], ARGV[2])
-if answer ~= 'held' then return {answer} end
+-- Write an owner's verdict on a message, and in the same step what the call is to remember of it; trim the inbox
+-- of it if that is the end; tell the nodes that published it.
+-- ARGS: 1 epoch, 2 claim, 3 call id, 4 message id, 5 status, 6 reached (msgpack map), 7 item id, 8 error (JSON or empty),
+--       9 wants response (1, 0), 10 node, 11 region, 12 ttl in ms, 13 ms that receipts are kept,
+--       14 memory entry (or empty), 15 its position, 16 memory entries to keep with it
+-- Returns held, settling (ms left), behind, fenced (epoch), ended (tombstone), or rewrite (the memory is not where it
+-- should be; nothing was written).
+local status = ARGS[5]
+local answer = fence(ARGS[1], ARGS[2])
+if answer[1] ~= 'held' then return answer end
+-- Until it is sure that no higher claim was rolled back, nothing is written that a backend may rely on.
+if PHASE == 'settling' and status ~= 'delivered' then return {'settling', PHASE_LEFT} end
 
-local known = redis.call('HGET', KEYS[3], ARGV[4])
--- Without a record Redis has lost it; the verdict stands all the same, and the publisher's repeat will find it.
+if ARGS[14] ~= '' then
+  local position, stands_at = tonumber(ARGS[15]), tonumber(redis.call('HGET', CALL, 'memory_at') or '0')
+  if stands_at == position then
+    redis.call('RPUSH', MEMORY, ARGS[14])
+    if ARGS[16] == '0' then redis.call('DEL', MEMORY) else redis.call('LTRIM', MEMORY, '-' .. ARGS[16], -1) end
+    redis.call('PEXPIRE', MEMORY, ARGS[12])
+    redis.call('HSET', CALL, 'memory_at', digits(position + 1))
+  elseif stands_at ~= position + 1 or redis.call('LINDEX', MEMORY, -1) ~= ARGS[14] then
+    return {'rewrite'}
+  end
+end
+
+local known = redis.call('HGET', RECEIPTS, ARGS[4])
+-- Without a receipt Redis has lost it; the verdict stands all the same, and the publisher's repeat will find it.
 local receipt = known and cmsgpack.unpack(known) or {
-  status = 'accepted', wants_response = ARGV[9] == '1', fingerprint = '', reached = {}, entry = '', size = 0, tell = {},
+  status = 'accepted', wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, entry = '', size = 0, tell = {},
 }
-if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[ARGV[5]]) then return {'held'} end
+if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[status]) then return {'held'} end
 
-receipt.status, receipt.item_id, receipt.error = ARGV[5], ARGV[7], ARGV[8]
-receipt.node, receipt.region = ARGV[10], ARGV[11]
+receipt.status, receipt.item_id, receipt.error = status, ARGS[7], ARGS[8]
+receipt.node, receipt.region = ARGS[10], ARGS[11]
 -- Two clocks meet here, Redis's and the owner's: a step is never before the step under it.
 local floor = receipt.reached.accepted or 0
-for step, at in pairs(cmsgpack.unpack(ARGV[6])) do
+for step, at in pairs(cmsgpack.unpack(ARGS[6])) do
   receipt.reached[step] = receipt.reached[step] or math.max(at, floor)
 end
-save(KEYS[3], ARGV[3], ARGV[4], receipt, ARGV[12])
-if is_terminal(receipt) and receipt.entry ~= '' and redis.call('XDEL', KEYS[2], receipt.entry) == 1 then
-  redis.call('HINCRBY', KEYS[1], 'inbox_bytes', -receipt.size)
+save(ARGS[3], ARGS[4], receipt, ARGS[12])
+if is_terminal(receipt) then
+  if receipt.entry ~= '' and redis.call('XDEL', INBOX, receipt.entry) == 1 then
+    redis.call('HINCRBY', CALL, 'inbox_bytes', -receipt.size)
+  end
+  redis.call('RPUSH', SETTLED, digits(NOW_MS) .. ' ' .. ARGS[4])
+  redis.call('PEXPIRE', SETTLED, ARGS[12])
+  -- What ended longer ago than receipts are kept is forgotten, a few at a time, so that a long call stays bounded.
+  for _ = 1, 4 do
+    local at, message_id = string.match(redis.call('LINDEX', SETTLED, 0) or '', '^(%d+) (.*)$')
+    if not at or tonumber(at) > NOW_MS - tonumber(ARGS[13]) then break end
+    redis.call('LPOP', SETTLED)
+    redis.call('HDEL', RECEIPTS, message_id)
+  end
 end
 return {'held'}

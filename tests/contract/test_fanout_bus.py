@@ -24,7 +24,7 @@ from fanout import (
     MessageTooLarge,
     RegionUnreachable,
     Status,
-    home_region,
+    home_of,
     item_id_for,
     new_call_id,
 )
@@ -355,7 +355,7 @@ async def test_several_regions_are_several_islands(bus):
         sessions = [await live(a, call_id=new_call_id(region), started_at=s) for s, region in enumerate(regions)]
         for session in sessions:
             assert (await put(b, session.id, message("m1"))).status is Status.APPLIED
-        assert [home_region(call.id) for call in (await b.calls("acme")).calls] == ["lhr", "iad"]
+        assert [home_of(call.id) for call in (await b.calls("acme")).calls] == ["lhr", "iad"]
 
 
 async def test_an_owner_that_owns_twice_or_elsewhere_is_a_bug(bus):

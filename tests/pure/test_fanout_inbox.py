@@ -29,7 +29,9 @@ def read(inbox: Inbox, numbers: Iterable[int], ticket: ReadTicket | None = None)
     numbers = list(numbers)
     ticket = ticket or inbox.begin_read()
     last = place(numbers[-1] if numbers else 0)
-    return [message.id for message in inbox.on_entries([entry(n) for n in numbers], last, ticket, NOW)]
+    found = [message.id for message in inbox.on_entries([entry(n) for n in numbers], NOW)]
+    inbox.end_read(last, ticket)
+    return found
 
 
 def test_rings_that_follow_each_other_are_deliveries():
@@ -85,7 +87,7 @@ def test_a_read_that_a_ring_overtook_does_not_set_the_position_back():
 def test_a_new_owner_learns_the_place_from_the_read_even_if_nothing_is_left_in_the_stream():
     """What had its terminal receipt was trimmed; the next ring still names it as the one before."""
     inbox = Inbox()
-    assert inbox.on_entries([], place(7), inbox.begin_read(), NOW) == []
+    inbox.end_read(place(7), inbox.begin_read())
     assert ring(inbox, 8) == ["m8"]
     assert inbox.gaps == 0
 
@@ -147,7 +149,7 @@ def test_an_entry_that_cannot_be_read_fails_and_does_not_block_the_rest():
     """A newer node may write what this version doesn't know; silence would leave its publisher waiting."""
     inbox = Inbox()
     inbox.ask_read()
-    delivered = inbox.on_entries([Entry("1-0", "m1", None), entry(2)], place(2), inbox.begin_read(), NOW)
+    delivered = inbox.on_entries([Entry("1-0", "m1", None), entry(2)], NOW)
     assert [message.id for message in delivered] == ["m2"]
     assert dict(inbox.unwritten())["m1"].status is Status.FAILED
 
@@ -251,14 +253,13 @@ def test_whatever_rings_are_lost_or_doubled_all_is_delivered_once_and_in_order(s
             case 3 if ticket is None:
                 ticket, snapshot, last = inbox.begin_read(), list(stream), written
             case 3:
-                found = inbox.on_entries([entry(n) for n in snapshot], place(last), ticket, NOW)
-                delivered += [message.id for message in found]
+                delivered += [message.id for message in inbox.on_entries([entry(n) for n in snapshot], NOW)]
+                inbox.end_read(place(last), ticket)
                 ticket = None
             case _:
                 done = {int(message_id[1:]) for message_id in delivered if chance.random() < 0.5}
                 stream = [number for number in stream if number not in done]
     inbox.on_last_entry(place(written))
     if inbox.needs_read:
-        found = inbox.on_entries([entry(n) for n in stream], place(written), inbox.begin_read(), NOW)
-        delivered += [message.id for message in found]
+        delivered += [message.id for message in inbox.on_entries([entry(n) for n in stream], NOW)]
     assert delivered == [f"m{number}" for number in range(1, written + 1)]

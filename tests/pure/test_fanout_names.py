@@ -5,24 +5,24 @@ from collections import Counter
 
 import pytest
 
-from fanout.core.keys import Keys
+from fanout.core.keys import Keys, tag_in
 from fanout.core.partitions import PARTITIONS, SLOTS, partition_of, partition_tags, slot_of, tag_of
-from fanout.ids import home_region, is_region_name, item_id_for, new_call_id
+from fanout.ids import home_of, is_home_name, is_region_name, item_id_for, new_call_id, region_of
 from fanout.settings import BusSettings
 
 
-def test_a_call_id_names_its_home_region_for_ever():
+def test_a_call_id_names_its_home_for_ever():
     """The home is read from the id alone, on any node, without a directory."""
     call_id = new_call_id("iad")
     assert re.fullmatch(r"rtc_iad_[A-Za-z0-9]{22}", call_id)
-    assert home_region(call_id) == "iad"
+    assert home_of(call_id) == "iad"
     assert new_call_id("iad") != call_id
 
 
 @pytest.mark.parametrize(
     ("call_id", "region"),
     [
-        ("rtc_lhr-2_abcdefghijklmnopqrstuv", "lhr"),
+        ("rtc_lhr-2_abcdefghijklmnopqrstuv", "lhr-2"),
         ("rtc_lhr_x", "lhr"),
         ("rtc_lhr_" + "x" * 56, "lhr"),
         ("rtc_lhr_" + "x" * 57, None),
@@ -37,14 +37,17 @@ def test_a_call_id_names_its_home_region_for_ever():
     ids=repr,
 )
 def test_what_is_no_call_id_has_no_home(call_id, region):
-    """Ids come from outside: 64 characters of a small alphabet, or nothing; a shard is part of the region's name."""
-    assert home_region(call_id) == region
+    """Ids come from outside: 64 characters of a small alphabet, or nothing; a shard is part of the name."""
+    assert home_of(call_id) == region
 
 
 def test_a_region_name_must_be_readable_out_of_an_id():
-    """A `-` or `_` in it would make the id ambiguous."""
+    """A `-` in it is a shard, a `_` would make the id ambiguous."""
     assert is_region_name("us1")
     assert not is_region_name("us-east")
+    assert region_of("us1-2") == "us1"
+    assert is_home_name("us1-2")
+    assert not is_home_name("us1-2-3")
     with pytest.raises(ValueError, match="us_east"):
         new_call_id("us_east")
 
@@ -85,22 +88,23 @@ def test_calls_spread_evenly_over_the_partitions():
 
 def test_all_keys_of_a_call_share_one_hash_tag():
     """Else a script that touches them would be refused on a cluster."""
-    keys = Keys("dev").call("rtc_iad_x")
-    names = [keys.call, keys.inbox, keys.receipts, keys.tombstone, keys.channel]
-    assert {name.partition("{")[2].partition("}")[0] for name in names} == {tag_of("rtc_iad_x")}
-    assert len(set(names)) == 5
+    names = Keys("dev").call("rtc_iad_x", "acme").all
+    assert {tag_in(name) for name in names} == {tag_of("rtc_iad_x")}
+    assert len(set(names)) == 9
     assert all(name.startswith("dev:") for name in names)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"regions": {"us-east": "redis://h"}, "region": "us-east"}, "us-east"),
+        ({"regions": {"us_east": "redis://h"}, "region": "us_east"}, "us_east"),
         ({"region": "lhr"}, "lhr"),
         ({"silence_seconds": 0.5}, "silence_seconds"),
+        ({"node_ttl_seconds": 3.0}, "node_ttl_seconds"),
         ({"node": ""}, "node"),
+        ({"prefix": "a{b}"}, "prefix"),
     ],
-    ids=["region-name", "own-region", "silence", "node"],
+    ids=["region-name", "own-region", "silence", "node-ttl", "node", "prefix"],
 )
 def test_a_bad_setting_is_named(changes, named):
     """An operator must see which one it is."""

@@ -1,0 +1,402 @@
+"""One call as its owner holds it: what to ask of Redis next, and what its answers mean. Pure.
+
+A caller asks for `steps`, carries them out in order, and gives the answers back, all or none of which may have come.
+`now` is any steady clock, `wall` is seconds since the epoch.
+Only a claim that Redis shows to be above ours, or a tombstone, makes an owner yield; a Redis that is away, empty or
+behind never does.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from fanout.core.inbox import Entry, Inbox, Position, ReadTicket
+from fanout.core.keys import CallKeys
+from fanout.core.memory import Memory
+from fanout.core.records import tombstone_from_stored
+from fanout.core.runs import Run
+from fanout.core.scripts import CALL_ENDED, Scripts
+from fanout.core.verdicts import Verdict
+from fanout.errors import RegionUnreachable
+from fanout.messages import CallRecord, Message, Status, Tombstone
+
+SETTLES_MAX = 50  # verdicts of one call in one go
+_PAUSE_MIN_MS = 50
+
+
+class Phase(Enum):
+    """Where the call stands with us."""
+
+    CLAIMING = "claiming"
+    RELEASING = "releasing"  # the answer to a take-over was lost: it may still happen, and must not
+    HELD = "held"
+    ENDING = "ending"  # the tombstone is to be written
+    ENDED = "ended"  # Redis has it
+    LOST = "lost"  # somebody else has it, or ended it
+    OFFERING = "offering"  # somebody else had it, and a new Redis may not know what we know
+
+
+class Step(NamedTuple):
+    """Something to ask of Redis; `about` is for `on_outcomes`."""
+
+    kind: str
+    run: Run
+    about: Any = None
+
+
+class Expected(NamedTuple):
+    """The claim that a take-over replaces."""
+
+    epoch: int
+    claim: str
+
+
+class Ownership:
+    """Made for a new call, or with `expected` to take one over."""
+
+    def __init__(
+        self,
+        record: CallRecord,
+        scripts: Scripts,
+        *,
+        new_claim: Callable[[], str],
+        read_entry: Callable[[str, str, bytes], Entry],
+        expected: Expected | None = None,
+    ) -> None:
+        settings = scripts.settings
+        self.record = record
+        self.keys: CallKeys = scripts.keys.call(record.id, record.tenant)
+        self.phase = Phase.CLAIMING
+        self.epoch = 0  # until the claim is written
+        self.claim = new_claim()
+        self.inbox = Inbox()
+        self.memory = Memory(settings.memory_max, settings.memory_max_bytes)
+        self.tombstone: Tombstone | None = None  # ours, or the one found in Redis
+        self.refusal = ""  # why a take-over came to nothing: absent, changed, fenced, ended
+        self.is_bell_unheard = False  # Redis says that nobody listens; to be cleared by who renews the subscription
+        self.restores = 0
+        self._scripts = scripts
+        self._new_claim = new_claim
+        self._read_entry = read_entry
+        self._expected = expected
+        self._is_busy = False
+        self._server_changes = 0
+        self._asked_server = 0
+        self._restore = False
+        self._refresh = False
+        self._recall = expected is not None
+        self._read_after = ""
+        self._read_ticket: ReadTicket | None = None
+        self._paused_until = 0.0
+        self._ahead_ms = 0.0  # Redis's clock minus ours, as far as it mattered
+
+    # -- what happens here
+
+    def settle(
+        self,
+        message_id: str,
+        status: Status,
+        wall: float,
+        *,
+        item_id: str | None = None,
+        error: dict[str, Any] | None = None,
+        memory: bytes | None = None,
+    ) -> bool:
+        """The session's verdict; False if there is nothing to say."""
+        if not self.inbox.can_settle(message_id, status):
+            return False
+        place = self.memory.add(memory) if memory else None
+        return self.inbox.settle(message_id, status, wall, item_id=item_id, error=error, memory=place)
+
+    def end(self, tombstone: Tombstone, wall: float) -> bool:
+        """The call is over; False if it was before, or is somebody else's."""
+        if self.tombstone is not None or self.phase in {Phase.LOST, Phase.OFFERING}:
+            return False
+        self.tombstone = tombstone
+        self.inbox.settle_open(wall, CALL_ENDED)
+        if self.phase is not Phase.RELEASING:
+            self.phase = Phase.ENDING
+        return True
+
+    def on_bell(self, entry: Entry, previous: Position, wall: float) -> list[Message]:
+        """A ring; before the claim and after the end there is nothing to deliver."""
+        if self.phase is not Phase.HELD or self._recall:
+            return []
+        return self.inbox.on_bell(entry, previous, wall)
+
+    def on_subscribed(self) -> None:
+        """What rang before is in the stream only."""
+        self.is_bell_unheard = False
+        self.inbox.ask_read()
+
+    def ask_refresh(self) -> None:
+        """The sweep."""
+        self._refresh = True
+
+    def on_new_server(self) -> None:
+        """This Redis is another one: it may lack our record, what we said, and what was put in."""
+        self._server_changes += 1
+        self._read_ticket = None
+        if self.phase is Phase.LOST and self.epoch and self.tombstone is None:
+            self.phase, self._restore = Phase.OFFERING, True
+        elif self.phase is Phase.ENDED:
+            self.phase = Phase.ENDING
+        self._say_all_again()
+        self._refresh = True
+
+    def _say_all_again(self) -> None:
+        self.inbox.rewrite()
+        self.memory.on_lost()
+
+    # -- what to ask
+
+    @property
+    def is_held(self) -> bool:
+        """Claimed, with what there was to recall."""
+        return self.phase is Phase.HELD and not self._recall
+
+    @property
+    def is_kept_only(self) -> bool:
+        """Nothing more happens here unless Redis is replaced."""
+        return self.phase in {Phase.LOST, Phase.ENDED}
+
+    def due(self, now: float) -> float | None:
+        """When there is something to ask: now, later because of a pause, or None."""
+        if self._is_busy or self.is_kept_only:
+            return None
+        if self.phase is Phase.HELD and (self._refresh or self._recall or self._restore or self.inbox.needs_read):
+            return now
+        if self.phase in {Phase.CLAIMING, Phase.RELEASING} or self._needs_writing:
+            is_told = now >= self._paused_until or self.phase is not Phase.HELD or not self.inbox.untold()
+            return max(now, self._paused_until) if is_told else now
+        return None
+
+    @property
+    def _needs_writing(self) -> bool:
+        return (
+            self._restore
+            or self.memory.needs_rewrite
+            or self.inbox.has_unwritten
+            or self.phase in {Phase.ENDING, Phase.OFFERING}
+        )
+
+    def steps(self, now: float, wall: float) -> list[Step]:
+        """What to ask now, in this order; until its answers are given back there is nothing more."""
+        if self._is_busy:
+            return []
+        steps = self._steps(now, wall)
+        self._is_busy = bool(steps)
+        self._asked_server = self._server_changes
+        return steps
+
+    def _steps(self, now: float, wall: float) -> list[Step]:
+        is_paused = now < self._paused_until
+        match self.phase:
+            case Phase.CLAIMING:
+                return [] if is_paused else [self._claim("take" if self._expected else "fresh", wall)]
+            case Phase.RELEASING:
+                return [] if is_paused else [Step("release", self._scripts.release(self.keys, self.claim))]
+            case Phase.HELD:
+                if self._restore:
+                    return [self._claim("restore", wall)]
+                if self._recall:
+                    return [Step("recall", self._scripts.recall(self.keys, self.epoch, self.claim))]
+                return self._looks() + (self._tells() if is_paused else self._writes())
+            case Phase.OFFERING if not is_paused:
+                return [self._claim("restore", wall)] if self._restore else self._writes()
+            case Phase.ENDING if not is_paused:
+                if self._restore:
+                    return [self._claim("restore", wall)]
+                if self.epoch and self.inbox.has_unwritten:
+                    return self._settles()
+                return [self._end()]
+        return []
+
+    def _claim(self, mode: str, wall: float) -> Step:
+        settings = self._scripts.settings
+        latest = wall + settings.socket_timeout + 2 * settings.clock_skew_seconds
+        run = self._scripts.claim(
+            self.keys,
+            mode,
+            self.claim,
+            self.record,
+            epoch=self.epoch,
+            expected=self._expected or (0, ""),
+            latest_ms=int(latest * 1000 + self._ahead_ms),
+        )
+        return Step("claim", run, mode)
+
+    def _looks(self) -> list[Step]:
+        steps = []
+        if self._refresh:
+            steps.append(Step("refresh", self._scripts.refresh(self.keys, self.epoch, self.claim)))
+        if self.inbox.needs_read:
+            if self._read_ticket is None:
+                self._read_after, self._read_ticket = "", self.inbox.begin_read()
+            run = self._scripts.read(self.keys, self.epoch, self.claim, self._read_after)
+            steps.append(Step("read", run, self._read_ticket))
+        return steps
+
+    def _writes(self) -> list[Step]:
+        if self.memory.needs_rewrite:
+            total = self.memory.total
+            run = self._scripts.rewrite(self.keys, self.epoch, self.claim, total, self.memory.entries)
+            return [Step("rewrite", run, total)]
+        return self._settles()
+
+    def _tells(self) -> list[Step]:
+        """While nothing else may be written: that a message is here, so that its publisher sends the next."""
+        return [
+            Step("tell", self._settle_run(message_id, verdict.as_delivered()), message_id)
+            for message_id, verdict in self.inbox.untold()[:SETTLES_MAX]
+        ]
+
+    def _settles(self) -> list[Step]:
+        return [
+            Step("settle", self._settle_run(message_id, verdict), (message_id, verdict.status, verdict.memory))
+            for message_id, verdict in self.inbox.unwritten()[:SETTLES_MAX]
+        ]
+
+    def _settle_run(self, message_id: str, verdict: Verdict) -> Run:
+        keep = 0
+        if verdict.memory is not None:
+            if self.phase is Phase.ENDING or self.memory.is_stored(verdict.memory):
+                verdict.memory = None  # Redis has it, or nobody will ask for it any more
+            else:
+                keep = self.memory.keep_with(verdict.memory)
+        return self._scripts.settle(self.keys, self.epoch, self.claim, self.record.id, message_id, verdict, keep=keep)
+
+    def _end(self) -> Step:
+        if self.tombstone is None:
+            raise AssertionError("a call that is ending has its tombstone")
+        return Step("end", self._scripts.end(self.keys, self.epoch, self.claim, self.tombstone))
+
+    # -- what the answers mean
+
+    def on_outcomes(self, steps: Sequence[Step], outcomes: Sequence[Any], now: float, wall: float) -> list[Message]:
+        """The answers, or RegionUnreachable, in the order of the steps; returns what is to be delivered."""
+        self._is_busy = False
+        deliveries: list[Message] = []
+        for step, outcome in zip(steps, outcomes, strict=True):
+            if isinstance(outcome, RegionUnreachable):
+                if step.kind == "claim" and step.about == "take" and self.phase is Phase.CLAIMING:
+                    self.phase = Phase.RELEASING
+                continue
+            word = outcome[0].decode()
+            if step.kind == "claim":
+                self._on_claim(step.about, word, outcome, now, wall)
+            elif step.kind == "release":
+                self._on_release(word, outcome)
+            elif self._passes(step, word, outcome, now):
+                deliveries += self._on_answer(step, outcome, wall)
+        if self.phase is Phase.OFFERING and not self._needs_more:
+            self.phase = Phase.LOST
+        return deliveries
+
+    @property
+    def _needs_more(self) -> bool:
+        return self._restore or self.memory.needs_rewrite or self.inbox.has_unwritten
+
+    def _on_claim(self, mode: str, word: str, outcome: list[Any], now: float, wall: float) -> None:
+        match word:
+            case "held":
+                self._on_claimed(mode, int(outcome[1]))
+            case "late":
+                self._ahead_ms = int(outcome[1]) - wall * 1000
+            case "settling" | "unknown":
+                self._pause(
+                    now, outcome[1] if word == "settling" else self._scripts.settings.backoff_max_seconds * 1000
+                )
+            case "ended":
+                self._lose(word, tombstone_from_stored(outcome[1]))
+            case _:
+                self._lose(word)
+
+    def _on_claimed(self, mode: str, epoch: int) -> None:
+        if mode == "restore":
+            self._restore = False
+            self.restores += 1
+            self._say_all_again()
+            return
+        self.epoch = epoch
+        if self.phase is Phase.CLAIMING:
+            self.phase = Phase.HELD
+        self.inbox.ask_read()
+
+    def _on_release(self, word: str, outcome: list[Any]) -> None:
+        if self._expected is not None and word == "released":
+            self._expected = Expected(int(outcome[1]), "")
+        self.claim = self._new_claim()
+        self.phase = Phase.CLAIMING
+        if self.tombstone is not None:
+            self._lose("ended")
+
+    def _passes(self, step: Step, word: str, outcome: list[Any], now: float) -> bool:
+        """What every fenced script may answer, dealt with here; True if this step went through."""
+        match word:
+            case "held":
+                return True
+            case "behind":
+                self._restore = True
+            case "settling":
+                self._pause(now, outcome[1])
+            case "rewrite":
+                self.memory.on_lost()
+            case "ended":
+                self._lose(word, tombstone_from_stored(outcome[1]))
+            case _:
+                self._lose(word)
+        if step.kind == "read":
+            self._read_ticket = None
+        return False
+
+    def _on_answer(self, step: Step, outcome: list[Any], wall: float) -> list[Message]:
+        match step.kind:
+            case "read":
+                return self._on_read(step.about, outcome, wall)
+            case "refresh":
+                self._refresh = False
+                self.inbox.on_last_entry(Position(outcome[1].decode(), outcome[2].decode()))
+                self.is_bell_unheard = outcome[3] == 0
+            case "recall":
+                self._recall = False
+                self.memory.restore(int(outcome[1]), outcome[2])
+            case "tell":
+                self.inbox.on_told(step.about)
+            case _ if self._asked_server != self._server_changes:
+                pass  # it went to a server that is gone, or to the new one before it lost anything: say it again
+            case "rewrite":
+                self.memory.needs_rewrite = False
+                self.memory.on_stored(step.about)
+            case "settle":
+                message_id, status, place = step.about
+                if place is not None:
+                    self.memory.on_stored(place.position + 1)
+                self.inbox.on_written(message_id, status)
+            case "end":
+                self.phase = Phase.ENDED
+        return []
+
+    def _on_read(self, ticket: ReadTicket, outcome: list[Any], wall: float) -> list[Message]:
+        _, last_entry, last_message, more, entries = outcome
+        if self.phase is not Phase.HELD:
+            return []
+        read = [self._read_entry(entry.decode(), message.decode(), packed) for entry, message, packed in entries]
+        deliveries = self.inbox.on_entries(read, wall)
+        if more:
+            self._read_after = entries[-1][0].decode()
+        else:
+            self._read_ticket = None
+            self.inbox.end_read(Position(last_entry.decode(), last_message.decode()), ticket)
+        return deliveries
+
+    def _pause(self, now: float, milliseconds: float) -> None:
+        self._paused_until = now + max(_PAUSE_MIN_MS, milliseconds) / 1000
+
+    def _lose(self, refusal: str, tombstone: Tombstone | None = None) -> None:
+        is_our_end = tombstone is not None and tombstone == self.tombstone
+        self.phase = Phase.ENDED if is_our_end else Phase.LOST
+        self.refusal = refusal
+        self._restore = False
+        if self.tombstone is None:
+            self.tombstone = tombstone

@@ -1,0 +1,129 @@
+"""`python -m tests.drills.load`: the callers and the publishers of a drill, all of them in one process."""
+
+import asyncio
+import contextlib
+import random
+from dataclasses import asdict
+from typing import Any, Final
+
+import aiohttp
+import uvloop
+
+from tests.drills.callers import Caller, Speakers, describe
+from tests.drills.orders import obey
+from tests.drills.publishers import Desk, Plan, Publisher, Readers, client_timeout, stagger
+
+_BIG_BYTES: Final = 900_000  # of text: what fits into the API's 1 MiB, with room for the envelope
+_BIG_PERIODS: Final = 8  # a publisher of big messages sends so many times less often
+
+
+class Load:
+    """What the runner can order."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> None:
+        self._tasks = tasks
+        self._stack = stack
+        self._callers: list[Caller] = []
+        self._nodes: list[dict[str, str]] = []  # name, region, url
+        self._running: list[asyncio.Task[None]] = []
+        self._speakers: Speakers
+        self._desk: Desk
+
+    async def open(self, nodes: list[dict[str, str]], calls: int, token: str, frame_ms: int) -> None:
+        """Open calls, spread over the nodes, and let their people speak."""
+        self._nodes = nodes
+        for number in range(calls):
+            node = nodes[number % len(nodes)]
+            caller = Caller(number, node["name"])
+            url = f"{node['url'].replace('http', 'ws', 1)}/v1/realtime?model=sim-{number}"
+            await caller.dial(url, {"Authorization": f"Bearer {token}"})
+            self._callers.append(caller)
+        self._speakers = Speakers(self._callers, frame_ms)
+        self._speakers.start()
+
+    async def publish(self, token: str, rate: float, plan: dict[str, Any], big_to: list[str], seed: int) -> None:
+        """Begin to send so many messages a second to all calls together, through every node to every call.
+
+        Calls on the nodes of `big_to` also get messages of about the largest size, each from one publisher more.
+        """
+        pairs = [(caller, node) for caller in self._callers for node in self._nodes]
+        given = Plan(period_seconds=len(pairs) / rate, **plan)
+        http = aiohttp.ClientSession(timeout=client_timeout(given), connector=aiohttp.TCPConnector(limit=0))
+        self._desk = Desk(await self._stack.enter_async_context(http), {"Authorization": f"Bearer {token}"})
+        chance = random.Random(seed)
+        chance.shuffle(pairs)
+        starts = stagger(len(pairs), given.period_seconds, iter(chance.random, None))
+        for (caller, node), first in zip(pairs, starts, strict=True):
+            self._start(self._publisher(given, caller, node), first)
+        rare = Plan(given.period_seconds * _BIG_PERIODS, given.timeout_ms, given.copies)
+        listeners = [caller for caller in self._callers if caller.node in big_to]
+        for place, caller in enumerate(listeners):
+            publisher = self._publisher(rare, caller, self._nodes[-1 - place % 2], big=True)
+            self._start(publisher, place * rare.period_seconds / len(listeners))
+
+    def _publisher(self, plan: Plan, caller: Caller, node: dict[str, str], big: bool = False) -> Publisher:
+        url = _items_url(node, caller)
+        lane = "big" if big else "near" if caller.call_id.startswith(f"rtc_{node['region']}_") else "far"
+        name = f"{node['name']}-big" if big else node["name"]
+        size = _BIG_BYTES if big else 0
+        return Publisher(self._desk, plan, name=name, call=caller.number, url=url, lane=lane, size=size)
+
+    def _start(self, publisher: Publisher, first_seconds: float) -> None:
+        self._running.append(self._tasks.create_task(publisher.run(first_seconds)))
+
+    async def finish(self, seconds: float) -> int:
+        """Send nothing new, and give what is under way so long; returns how many publishers were given up."""
+        self._desk.stop.set()
+        _, late = await asyncio.wait(self._running, timeout=seconds)
+        for task in late:
+            task.cancel()
+        return len(late)
+
+    async def settle(self, seconds: float) -> int:
+        """Read receipts until all are terminal; returns how many are not."""
+        places = {node["name"]: place for place, node in enumerate(self._nodes)}
+        urls = {}
+        for sending in self._desk.sendings:
+            place = places[sending.publisher.removesuffix("-big")]
+            other = self._nodes[(place + 1) % len(self._nodes)]
+            urls[sending.id] = f"{_items_url(other, self._callers[sending.call])}/{sending.id}"
+        return await Readers(self._desk, urls).run(seconds)
+
+    def hush(self) -> None:
+        """Let everybody fall silent."""
+        self._speakers.stop()
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return what became of the calls."""
+        return describe(self._callers)
+
+    def told(self) -> dict[str, Any]:
+        """Return all that was sent and answered."""
+        return {
+            "messages": [asdict(sending.told()) for sending in self._desk.sendings],
+            "answers": self._desk.answers,
+            "longest_answer_ms": self._desk.longest_answer_ms,
+            "latest_frame_ms": self._speakers.latest_ms,
+        }
+
+    def hang_up(self) -> None:
+        """End all calls, and whatever is still being sent."""
+        for task in self._running:
+            task.cancel()
+        for caller in self._callers:
+            caller.hang_up()
+
+
+def _items_url(node: dict[str, str], caller: Caller) -> str:
+    return f"{node['url']}/v1/realtime/calls/{caller.call_id}/items"
+
+
+async def _main() -> None:
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        load = Load(tasks, stack)
+        await obey((load.open, load.publish, load.finish, load.settle, load.hush, load.calls, load.told))
+        load.hang_up()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main())

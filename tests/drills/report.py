@@ -1,0 +1,110 @@
+"""The drills' table, and under it what was broken. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tests.drills.verdict import Latency, Verdict
+
+_COLUMNS: Final = (
+    ("drill", 26),
+    ("engine", 14),
+    ("sent", 6),
+    ("2xx", 6),
+    ("lost", 5),
+    ("twice", 6),
+    ("order", 6),
+    ("ended", 6),
+    ("frames", 7),
+    ("lost", 5),
+    ("held", 6),
+    ("near p50/p99/max", 18),
+    ("far p50/p99/max", 18),
+    ("idle", 6),
+    ("verdict", 9),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One drill, carried out."""
+
+    drill: str
+    engine: str
+    verdict: Verdict
+    seconds: float
+    idle: float  # share of the machine's CPU that nobody used while messages were sent
+    cpu: dict[str, float]  # cores used, by kind of process
+    notes: dict[str, float]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Lay the outcomes out as text, with the answers other than 2xx and the broken promises below."""
+    lines = [_line([name for name, _ in _COLUMNS]), *(_line(_cells(outcome)) for outcome in outcomes), ""]
+    lines.append(
+        "frames: of audio; held: the longest that one was under way, ms; near, far: the publishing node is in the"
+    )
+    lines.append(
+        "call's region or not; ms from the first sending to applied. Answers, CPU in cores, and what was broken:"
+    )
+    for outcome in outcomes:
+        lines.append(f"  {outcome.drill}: {_answers(outcome.verdict)}")
+        lines.append(f"    {_big(outcome.verdict)}{_figures(outcome)}")
+        lines += [f"    BROKEN: {what}" for what in outcome.verdict.broken]
+    return "\n".join(lines)
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    found = outcome.verdict
+    return [
+        outcome.drill,
+        outcome.engine,
+        str(found.sent),
+        str(found.accepted),
+        str(found.lost),
+        str(found.repeated),
+        str(found.disordered),
+        str(found.calls_ended),
+        str(found.frames_sent),
+        str(found.frames_lost),
+        f"{found.held_ms:.0f}",
+        _latency(found.latency.get("near")),
+        _latency(found.latency.get("far")),
+        f"{outcome.idle:.0%}",
+        "BROKEN" if found.broken else "kept",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    padded = (
+        cell.ljust(width) if place < 2 else cell.rjust(width)
+        for place, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
+    )
+    return " ".join(padded).rstrip()
+
+
+def _latency(latency: Latency | None) -> str:
+    if latency is None:
+        return "-"
+    return f"{latency.p50:.1f}/{latency.p99:.0f}/{latency.longest:.0f}"
+
+
+def _answers(verdict: Verdict) -> str:
+    return (
+        ", ".join(f"{count}× {answer}" for answer, count in sorted(verdict.answers.items(), key=_most)) or "no answers"
+    )
+
+
+def _most(entry: tuple[str, int]) -> int:
+    return -entry[1]
+
+
+def _big(verdict: Verdict) -> str:
+    latency = verdict.latency.get("big")
+    return "" if latency is None else f"big messages: {latency.count}, p50/p99/max {_latency(latency)} ms; "
+
+
+def _figures(outcome: Outcome) -> str:
+    cpu = ", ".join(f"{name} {cores:.2f}" for name, cores in outcome.cpu.items())
+    notes = ", ".join(f"{name} {value:.0f}" for name, value in outcome.notes.items())
+    return f"{outcome.seconds:.0f} s; {cpu}; {notes}"

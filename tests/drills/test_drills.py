@@ -1,0 +1,24 @@
+"""Every drill once, short and with less load: a fleet of real processes keeps its promises while parts of it break.
+
+`python -m tests.drills` runs them at full length.
+"""
+
+from itertools import cycle
+
+import pytest
+
+from tests.drills.faults import DRILLS
+from tests.drills.fleet import Placement
+from tests.drills.report import table
+from tests.drills.run import SHORT, carry_out
+
+ENGINES = list(zip(DRILLS, cycle(("redis", "valkey")), strict=False))
+
+
+@pytest.mark.timeout(SHORT.limit_seconds + 30)
+@pytest.mark.parametrize(("drill", "engine"), ENGINES, ids=[f"{drill.name}-{engine}" for drill, engine in ENGINES])
+async def test_a_fleet_keeps_its_promises(drill, engine):
+    """Nothing answered 2xx is lost, repeated or out of order, refusals are honest, no call ends, no audio is lost."""
+    outcome = await carry_out(drill, engine, SHORT, Placement(), seed=1)
+    assert not outcome.verdict.broken, f"\n{table([outcome])}"
+    assert outcome.verdict.sent > SHORT.messages_per_second, "too little was sent to show anything"
