@@ -51,7 +51,9 @@ class Directory:
 
     async def calls(self, tenant: str, limit: int, after: tuple[float, str] | None) -> list[CallRecord]:
         """Live calls older than `after` (start, id), newest first, at most `limit`."""
-        outcomes = await self._store.run([self._scripts.list(tag, tenant, limit, after) for tag in partition_tags()])
+        home = self._store.name
+        runs = [self._scripts.list(tag, home, tenant, limit, after) for tag in partition_tags()]
+        outcomes = await self._store.run(runs)
         found: list[tuple[bytes, CallRecord]] = []
         for outcome in outcomes:
             if isinstance(outcome, RegionUnreachable):

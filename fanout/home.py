@@ -53,6 +53,7 @@ class Home:
         self._round_trip = 0.0
         self._clock_offset = 0.0
         self._phase = "unknown"
+        self._is_introduced = False
         self.store = open_store(name, url, settings, self)
         self.owner = Owner(self.store, self._scripts, boot, clock=clock)
         self.publisher = Publisher(self.store, self._scripts, self._circuit, clock=clock, tasks=tasks)
@@ -108,6 +109,7 @@ class Home:
     def on_new_server(self, tags: frozenset[str]) -> None:
         """Another Redis serves these partitions."""
         _log.warning("new_server", home=self.name, partitions=len(tags))
+        self._is_introduced = False
         self.owner.on_new_server(tags)
         self.publisher.on_new_server(tags)
 
@@ -119,12 +121,15 @@ class Home:
         while True:
             self.store.check_silence()
             started = loop.time()
-            tags = {tag_of(self._settings.node), *self.store.beat_tags()}
-            outcomes = await self.store.run([self._scripts.beat(tag, self._boot) for tag in sorted(tags)])
+            # To a server that is new to us once in every partition, so that all of them begin to settle now.
+            introduces, self._is_introduced = not self._is_introduced, True
+            tags = partition_tags() if introduces else self._beat_tags()
+            outcomes = await self.store.run([self._scripts.beat(tag, self._boot) for tag in tags])
             now = loop.time()
             for outcome in outcomes:
                 if isinstance(outcome, RegionUnreachable):
                     self._circuit.on_failure(started)
+                    self._is_introduced &= not introduces
                     break
             else:
                 self._on_beat(now, now - started, outcomes[0])
@@ -138,14 +143,16 @@ class Home:
         self.publisher.on_beat()
         self._wake()
 
+    def _beat_tags(self) -> list[str]:
+        return sorted({tag_of(self._settings.node), *self.store.beat_tags()})
+
     async def leave(self) -> None:
         """The last words, if Redis takes them in time."""
-        tags = {tag_of(self._settings.node), *self.store.beat_tags()}
         try:
             async with asyncio.timeout(self._settings.close_seconds):
                 while not self.owner.is_idle:  # noqa: ASYNC110 - many things may make it idle
                     await asyncio.sleep(0.01)
-                await self.store.run([self._scripts.beat(tag, self._boot, leaves=True) for tag in sorted(tags)])
+                await self.store.run([self._scripts.beat(tag, self._boot, leaves=True) for tag in self._beat_tags()])
         except TimeoutError:
             pass
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fanout.core.partitions import partition_tags, tag_of
+from fanout.ids import home_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Keys:
             tombstone=f"{self._stem(tag)}:ended:{call_id}",
             memory=f"{self._stem(tag)}:memory:{call_id}",
             settled=f"{self._stem(tag)}:settled:{call_id}",
-            index=self.index(tag, tenant),
+            index=self.index(tag, home_of(call_id) or "", tenant),
             channel=f"{self._stem(tag)}:bell:{call_id}",
         )
 
@@ -67,9 +68,9 @@ class Keys:
         """What the keys of calls in this partition begin with."""
         return f"{self._stem(tag)}:call:"
 
-    def index(self, tag: str, tenant: str) -> str:
-        """See `CallKeys.index`."""
-        return f"{self._stem(tag)}:calls:{tenant}"
+    def index(self, tag: str, home: str, tenant: str) -> str:
+        """See `CallKeys.index`. The home is in it since homes may share a Redis, in development."""
+        return f"{self._stem(tag)}:calls:{home}:{tenant}"
 
     def node_channel(self, tag: str, node: str) -> str:
         """Where a node hears the receipts of this partition's calls, and its own heartbeat."""

@@ -130,10 +130,10 @@ class Scripts:
         """A call, and one of its messages."""
         return self._run("lookup", keys, (tenant, message_id))
 
-    def list(self, tag: str, tenant: str, limit: int, after: tuple[float, str] | None) -> Run:
+    def list(self, tag: str, home: str, tenant: str, limit: int, after: tuple[float, str] | None) -> Run:
         """A tenant's calls in one partition, newest first; `after` is start and id of the last one known."""
         start, call_id = (repr(after[0]), after[1]) if after else ("", "")
-        keys = (self.keys.generation(tag), self.keys.index(tag, tenant))
+        keys = (self.keys.generation(tag), self.keys.index(tag, home, tenant))
         return Run("list", tag, keys, (*self._terms, self.keys.call_stem(tag), limit, start, call_id))
 
     def alive(self, node: str) -> Run:

@@ -62,7 +62,10 @@ def read_view(slots: Sequence[Any], nodes: bytes, asked: Address) -> View:
 
 
 def primaries_by_tag(views: Iterable[View]) -> dict[str, Address]:
-    """Each partition's primary; of several views, what the owner with the highest epoch says. Unserved ones are left out."""
+    """Each partition's primary; of several views, what the owner with the highest epoch says.
+
+    Unserved ones are left out.
+    """
     slots = {tag: slot_of(tag.encode()) for tag in partition_tags()}
     found: dict[str, tuple[int, Address]] = {}
     for view in views:

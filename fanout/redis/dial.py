@@ -1,15 +1,15 @@
-"""New connections to a home's servers and sentinels. Decides how they are opened and what a primary must say of itself.
+"""New connections to a home's servers and sentinels. Decides how they are opened and what a primary must say.
 
-redis-py connects: addresses, TLS, AUTH, SELECT. Its own retries, health check and socket timeout are off: when to repeat
-is our decision; the health check never leaves a dead Sentinel master; and the timeout of a send is asyncio.wait_for,
-which before Python 3.12 can swallow a cancellation, and then the node would never stop (seen).
+redis-py connects: addresses, TLS, AUTH, SELECT. Its own retries, health check and socket timeout are off: when to
+repeat is our decision; the health check never leaves a dead Sentinel master; and the timeout of a send is
+asyncio.wait_for, which before Python 3.12 can swallow a cancellation, and then the node would never stop (seen).
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -30,34 +30,36 @@ class Dialler:
     @asynccontextmanager
     async def primary(self, address: Address) -> AsyncIterator[tuple[AbstractConnection, str]]:
         """A connection to a primary, and the run id of its process. Raises NotPrimary, and what redis-py raises."""
-        target = self.target
-        async with self._connected(address, target.username, target.password, target.db) as connection:
+        async with self._connected(address) as connection:
             async with asyncio.timeout(self._timeout):
                 run_id = await _greet(connection)
             yield connection, run_id
 
     async def ask(self, address: Address, *commands: tuple[str, ...], is_sentinel: bool = False) -> list[Any]:
         """Answers of a server, or a sentinel, on a connection of their own. Raises what redis-py raises."""
-        target = self.target
-        username, password = target.username, target.password
-        if is_sentinel:
-            username, password = target.sentinel_username, target.sentinel_password
-        async with self._connected(address, username, password, db=0) as connection:
+        async with self._connected(address, is_sentinel=is_sentinel) as connection, asyncio.timeout(self._timeout):
+            for command in commands:
+                await connection.send_command(*command)
+            return [await read(connection) for _ in commands]
+
+    async def listen(self, sentinel: Address, channel: str, on_message: Callable[[], None]) -> NoReturn:
+        """Calls for each message on a sentinel's channel, and once at first. Raises what redis-py raises."""
+        async with self._connected(sentinel, is_sentinel=True) as connection:
             async with asyncio.timeout(self._timeout):
-                for command in commands:
-                    await connection.send_command(*command)
-                return [await read(connection) for _ in commands]
+                await connection.send_command("SUBSCRIBE", channel)
+            while True:
+                await read(connection)
+                on_message()
 
     @asynccontextmanager
-    async def _connected(
-        self, address: Address, username: str | None, password: str | None, db: int
-    ) -> AsyncIterator[AbstractConnection]:
+    async def _connected(self, address: Address, *, is_sentinel: bool = False) -> AsyncIterator[AbstractConnection]:
+        target = self.target
         options: dict[str, Any] = {
             "host": address.host,
             "port": address.port,
-            "db": db,
-            "username": username,
-            "password": password,
+            "db": 0 if is_sentinel else target.db,
+            "username": target.sentinel_username if is_sentinel else target.username,
+            "password": target.sentinel_password if is_sentinel else target.password,
             "socket_timeout": None,
             "socket_connect_timeout": self._timeout,
             "health_check_interval": 0,
@@ -65,10 +67,10 @@ class Dialler:
             "driver_info": None,
             "retry": Retry(NoBackoff(), 0),
         }
-        connection = Connection(**options) if self.target.tls is None else SSLConnection(**options, **self.target.tls)
+        connection = Connection(**options) if target.tls is None else SSLConnection(**options, **target.tls)
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
             yield connection
         finally:
             await connection.disconnect(nowait=True)

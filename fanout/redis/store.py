@@ -1,4 +1,4 @@
-"""One home's Redis behind the `Store` interface: servers come and go with the topology, channels follow their partition.
+"""One home's Redis behind `Store`: servers come and go with the topology, channels follow their partition.
 
 Decides when to resolve the topology again and what is to be told of a server that is another than before. It neither
 reads nor writes a connection: wires, feeds and the topology do.
@@ -187,22 +187,29 @@ class RedisStore:
     async def work(self) -> None:
         """See `Store.work`."""
         try:
-            async with asyncio.TaskGroup() as self._group:
-                await self._follow()
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._watch(), name=f"topology {self.name}")
+                try:
+                    await self._follow()
+                finally:
+                    self._group = None  # nothing new starts in it from here
+                    for server in self._servers.values():
+                        server.stop()
         finally:
-            self._group = None
             self._connects_before += sum(server.connects for server in self._servers.values())
             self._servers.clear()
             self._primaries.clear()
             self._named_at.clear()
             self.on_wires_changed()
 
-    async def close(self) -> None:  # noqa: RUF029 - the connections belong to the tasks of `work` and end with them
-        """See `Store.close`: stops what `work` still keeps, and refuses every further run."""
+    async def close(self) -> None:
+        """See `Store.close`: ends what `work` still keeps, and refuses every further run."""
         self._is_closed = True
-        for server in self._servers.values():
-            server.stop()
         self.on_wires_changed()
+        self.on_refused()
+        for server in list(self._servers.values()):
+            await server.stopped()
 
     def status(self) -> dict[str, int | float]:
         """See `Store.status`."""
@@ -223,6 +230,17 @@ class RedisStore:
             "new_servers": self._new_servers,
             "moved": self._runner.redirected,
         }
+
+    async def _watch(self) -> None:
+        backoff = Backoff(self._settings.backoff_seconds, _RESOLVE_SECONDS)
+        while True:
+            try:
+                await self._topology.watch(self.on_refused)
+            except REDIS_TROUBLE as exc:
+                self._trouble.report("topology hints", exc)
+                await backoff.wait()
+            else:
+                return
 
     async def _follow(self) -> None:
         """Resolve, apply, and again when something points to a change; in trouble as often as a heartbeat."""
@@ -258,6 +276,7 @@ class RedisStore:
         for tag, address in moved.items():
             channels = self._channels.get(tag, {})
             if (before := self.server_of(tag)) is not None:
+                self.on_deaf([channel for channel in channels if before.feed.holds(channel)], self._now())
                 before.feed.forget(channels)
             self._primaries[tag] = address
             self._servers[address].feed.want(channels)

@@ -5,12 +5,14 @@
     redis+cluster://[user:password@]host[:port],host…
 
 `rediss` in place of `redis` means TLS, to the sentinels too, with redis-py's options ssl_ca_certs, ssl_certfile,
-ssl_keyfile, ssl_cert_reqs (none, optional, required) and ssl_check_hostname (true, false). Credentials are percent-encoded.
+ssl_keyfile, ssl_cert_reqs (none, optional, required) and ssl_check_hostname (true, false). Credentials are
+percent-encoded.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fanout.core.topology import Address
@@ -42,7 +44,7 @@ class Target:
     password: str | None = field(default=None, repr=False)
     sentinel_username: str | None = field(default=None, repr=False)
     sentinel_password: str | None = field(default=None, repr=False)
-    tls: Mapping[str, str | bool] | None = field(default=None, repr=False)  # redis-py's options; None is no TLS
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)  # redis-py's options; None is no TLS
 
 
 def parse_url(url: str) -> Target:
@@ -110,8 +112,8 @@ def _read_options(query: str, *, is_tls: bool, is_sentinel: bool) -> dict[str, s
     return dict(pairs)
 
 
-def _read_tls(options: Mapping[str, str]) -> dict[str, str | bool]:
-    tls: dict[str, str | bool] = dict(options)
+def _read_tls(options: Mapping[str, str]) -> dict[str, Any]:
+    tls: dict[str, Any] = dict(options)
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise ValueError("ssl_cert_reqs must be none, optional or required")
     if "ssl_check_hostname" in options:

@@ -34,6 +34,9 @@ class Topology(Protocol):
         """Each partition's primary by its tag; partitions that nobody serves are left out. Raises REDIS_TROUBLE."""
         ...
 
+    async def watch(self, on_hint: Callable[[], None]) -> None:
+        """Calls when somebody says that a primary changed. Raises REDIS_TROUBLE; returns if nobody ever says."""
+
 
 class Standalone:
     """One server for ever."""
@@ -41,9 +44,12 @@ class Standalone:
     def __init__(self, address: Address) -> None:
         self._found = everywhere(address)
 
-    async def resolve(self) -> dict[str, Address]:  # noqa: RUF029 - the others have to ask
+    async def resolve(self) -> dict[str, Address]:
         """The server of the URL."""
         return self._found
+
+    async def watch(self, on_hint: Callable[[], None]) -> None:
+        """Nothing changes."""
 
 
 class Sentinels:
@@ -64,6 +70,10 @@ class Sentinels:
         command = ("SENTINEL", "MASTER", self._dialler.target.master)
         (answer,) = await self._dialler.ask(sentinel, command, is_sentinel=True)
         return read_master(answer)
+
+    async def watch(self, on_hint: Callable[[], None]) -> None:
+        """In a planned failover the old master goes on taking writes for seconds, and only the sentinels tell."""
+        await self._dialler.listen(random.choice(self._dialler.target.addresses), "+switch-master", on_hint)  # noqa: S311 - any will do
 
 
 class Cluster:
@@ -87,6 +97,9 @@ class Cluster:
         heard = frozenset[Address]().union(*(view.nodes for view in views))
         self._known = list(heard)[:_NODES_KNOWN_MAX] or list(self._named)
         return primaries_by_tag(views)
+
+    async def watch(self, on_hint: Callable[[], None]) -> None:
+        """The servers tell by themselves, on wires and feeds."""
 
     async def _ask(self, node: Address) -> View:
         slots, nodes = await self._dialler.ask(node, ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES"))

@@ -1,4 +1,4 @@
-"""What goes wrong with a home's Redis: counted, and each new kind logged once per place until that place works again."""
+"""What goes wrong with a home's Redis: counted, and each new kind logged once per place until it works there again."""
 
 import structlog
 from redis.exceptions import RedisError

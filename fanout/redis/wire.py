@@ -1,7 +1,7 @@
 """One connection to one primary that many callers share: commands out, answers back in the same order.
 
-Writing never waits and reading is one task's, so that a caller who gives up disturbs nobody: its command keeps its place
-and its answer is dropped. Decides when a connection is dead; never connects and never repeats a command.
+Writing never waits and reading is one task's, so that a caller who gives up disturbs nobody: its command keeps its
+place and its answer is dropped. Decides when a connection is dead; never connects and never repeats a command.
 """
 
 import asyncio

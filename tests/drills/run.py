@@ -38,6 +38,7 @@ class Size:
     finish_seconds: float = 25.0  # at most, until every message under way is taken
     settle_seconds: float = 30.0  # at most, until every receipt is terminal
     held_ms: float = 500.0  # the longest that audio may be under way through a node that runs
+    p99_ms: float = 500.0  # the longest that messages may take which the fault leaves alone, but for one in a hundred
     env: dict[str, str] = field(default_factory=dict)  # of the nodes
 
     @property
@@ -58,6 +59,7 @@ SHORT: Final = Size(
     finish_seconds=15.0,
     settle_seconds=15.0,
     held_ms=1000.0,
+    p99_ms=1000.0,
     env={
         "RELAY_BUS_SILENCE_SECONDS": "1.5",
         "RELAY_BUS_NODE_TTL_SECONDS": "4",
@@ -98,10 +100,13 @@ async def _under_load(drill: Drill, fleet: Fleet, size: Size, seed: int) -> dict
     stage = Stage(fleet, [call["id"] for call in calls], random.Random(seed), size.scale)
     plan = asdict(Plan(0.0, size.timeout_ms, drill.copies))
     del plan["period_seconds"]
-    big_to = [stage.slow_node.name] if drill.has_big_messages else []
+    named = {"region": BROKEN, "node": stage.slow_node.name}
+    hit = {drill.hits: named.get(drill.hits, "")}
+    big_to = stage.slow_node.name if drill.has_big_messages else None
     before = _Cpu(fleet)
     token = fleet.token("control", "read")
-    await load.ask("publish", token=token, rate=size.messages_per_second, plan=plan, big_to=big_to, seed=seed)
+    rate = size.messages_per_second
+    await load.ask("publish", token=token, rate=rate, plan=plan, hit=hit, big_to=big_to, seed=seed)
     await asyncio.sleep(size.warm_seconds)
     await drill.fault(stage)
     await asyncio.sleep(size.recovery_seconds)
@@ -138,6 +143,7 @@ async def _judged(drill: Drill, fleet: Fleet, size: Size, stage: Stage) -> tuple
         {int(call): [Item(*item) for item in items] for call, items in seen.items()},
         audio,
         ended,
+        p99_limit_ms=size.p99_ms,
     )
     verdict.blame("processes ended", [each.name for each in fleet.processes if each.has_ended])
     verdict.blame("nodes logged an error that nobody caught", fleet.troubles())

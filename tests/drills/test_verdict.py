@@ -36,7 +36,8 @@ def conversations(messages=SENT):
 
 def judged(messages=SENT, answers=None, seen=None, audio=AUDIO, ended=()):
     """The verdict on a drill that differs from a good one in what is given."""
-    return judge(messages, answers or {"200": len(messages)}, conversations() if seen is None else seen, audio, ended)
+    seen = conversations() if seen is None else seen
+    return judge(messages, answers or {"200": len(messages)}, seen, audio, ended, p99_limit_ms=500.0)
 
 
 def changed(place, **fields):
@@ -176,3 +177,14 @@ def test_latency_is_given_by_lane():
     assert found.latency["near"].count == 11
     assert summary(range(1, 102)).p50 == 51
     assert summary(range(1, 102)).p99 == 100
+
+
+@pytest.mark.parametrize("lane", ["near", "far", "hit", "big"])
+def test_only_what_a_drill_leaves_alone_has_to_be_quick(lane):
+    """A broken region is to slow down nobody but its own calls; those may wait for the repair."""
+    broken = judged([replace(message, lane=lane, applied_ms=600.0) for message in SENT]).broken
+    assert broken == (
+        [f"1 kinds of messages were slow that the drill leaves alone: p99 {lane} 600 ms"]
+        if lane in {"near", "far"}
+        else []
+    )

