@@ -4,6 +4,7 @@ Decides delays, what is lost, and what is carried out although nobody hears the 
 store tells it: a RegionUnreachable in the answer's place.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -117,8 +118,7 @@ class Link:
             self._ear.later(world.now + self._travel(), self._on_reset, batch)
         elif server.frozen_until > world.now:
             self._ear.later(batch.sent_at + self._timeout, self._time_out, batch)
-            if connection is self._connection and not batch.is_over:
-                server.waiting.setdefault(connection, []).append(lambda: self._execute(batch, server))
+            server.waiting.setdefault(connection, []).append(lambda: self._execute(batch, server))
         else:
             self._execute(batch, server)
 
@@ -134,9 +134,13 @@ class Link:
 
     def _on_answers(self, batch: Batch, outcomes: list[Any]) -> None:
         world = self._world
+        deadline = batch.sent_at + self._timeout
         if self.cut_until > world.now:
-            self._ear.later(max(world.now, batch.sent_at + self._timeout), self._time_out, batch)
-        elif world.now > batch.sent_at + self._timeout and world.chance(0.5):
+            is_short = self.cut_until < deadline
+            self._ear.later(max(world.now, deadline), self._time_out, batch)
+            if is_short:
+                self._ear.later(self.cut_until, self._on_answers, batch, outcomes)
+        elif world.now > deadline and world.chance(0.5):
             self._give(batch, 0, outcomes)  # it was frozen, and looked at its clock first
         else:
             self._give(batch, batch.kept, outcomes)
@@ -148,7 +152,16 @@ class Link:
             self.lose()
 
     def _time_out(self, batch: Batch) -> None:
-        self._give(batch, 0, [])
+        """No answer in time: the connection is given up, with all that was sent on it; some of it may arrive yet."""
+        if batch.is_over or batch in self._waiting:
+            self._give(batch, 0, [])
+            return
+        self.is_down = True
+        for other in list(self._in_flight):
+            self._give(other, 0, [])
+        again = max(self._world.now, self.cut_until, self.server.frozen_until)
+        if again < math.inf:
+            self._ear.later(again + self._world.between(*_BACKOFF), self._connect, self.server)
 
     def _give(self, batch: Batch, kept: int | None, outcomes: list[Any]) -> None:
         if batch.is_over:
@@ -174,8 +187,15 @@ class Link:
         """Whatever was under way to it never comes."""
         if self.has_feed:
             self.has_feed = False
-            for channel in list(self.server.carried):
-                self.server.drop(channel, self._ear.name, self.feed)
+            if self.cut_until <= self._world.now:  # else the server will not notice before the next
+                for channel in list(self.server.carried):
+                    self.server.drop(channel, self._ear.name, self.feed)
+
+    def close(self) -> None:
+        """The node is gone; what it sent arrives all the same."""
+        for batch in (*self._in_flight, *self._waiting):
+            batch.is_over = True
+        self.lose_feed()
 
     def switch(self) -> None:
         """The node learned where the primary is: connect, commands and feed in any order."""
@@ -189,7 +209,10 @@ class Link:
         self._ear.later(world.now + world.between(*_BACKOFF), self.open_feed)
 
     def _connect(self, server: Server) -> None:
-        if server is not self.server:
+        if server is not self.server or not self.is_down or server.is_dead:
+            return
+        if max(self.cut_until, server.frozen_until) > self._world.now:
+            self._ear.later(self._world.now + 1.0, self._connect, server)
             return
         self._meet()
         self.is_down = False

@@ -1,0 +1,52 @@
+"""What happened in one schedule, as far as the promises speak of it. Gathered by everybody, judged in promises.py."""
+
+from dataclasses import dataclass, field
+
+from fanout.messages import Receipt
+
+
+@dataclass(slots=True)
+class Sent:
+    """One message and what was said of it."""
+
+    id: str
+    call: str
+    number: int
+    deadline: float  # on the true clock
+    wants_response: bool
+    nodes: list[str] = field(default_factory=list)  # that published it
+    put_at: float = 0.0  # for the first time
+    answered_at: float | None = None  # 2xx, for the first time
+    told: list[str] = field(default_factory=list)  # statuses that anybody was told
+    is_told_applied: bool = False
+
+    def tell(self, receipt: Receipt) -> None:
+        """Somebody read this receipt."""
+        if receipt.status.value not in self.told:
+            self.told.append(receipt.status.value)
+        self.is_told_applied = self.is_told_applied or "applied" in receipt.reached
+
+
+@dataclass(slots=True)
+class Yielded:
+    """An owner gave a call up, or a take-over came to nothing."""
+
+    call_key: str
+    node: str
+    epoch: int
+    claim: str
+    refusal: str
+
+
+class Facts:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Sent] = {}
+        self.yielded: list[Yielded] = []
+        self.violations: list[str] = []  # seen while it ran
+        self.ended_calls: set[str] = set()
+
+    def violate(self, text: str) -> None:
+        """A promise was broken, there and then."""
+        self.violations.append(text)
