@@ -69,12 +69,12 @@ def _mostly(usual, *others):
 _CALL = _mostly(*CALLS)
 _CLAIM = _mostly(*CLAIMS)
 _TENANT = _mostly(*TENANTS)
-_MESSAGE = st.sampled_from(MESSAGES)
+_MESSAGE = st.sampled_from(["m1", "m1", "m1", "m2", "m2", *MESSAGES])
 _OFF = _mostly(0, -1, 1)
 _MEMORY = st.none() | st.tuples(_mostly(0, -1, 1), st.sampled_from([b"x", b"y", b"\xff\x00"]))
 _BLOCKS = [
     *[_step("claim", mode=st.sampled_from(["fresh", "restore", "take"]), claim=_CLAIM, call=_CALL, tenant=_TENANT,
-            stale=_mostly(False, True), late=_mostly(False, True))] * 3,
+            stale=_mostly(False, True), left_ms=_mostly(1, 0, -1))] * 3,
     *[_step("publish", message=_MESSAGE, call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]),
             before=_mostly("", *MESSAGES), body=_mostly(b"x", b"y", b"long"), wants=st.booleans(),
             again=st.booleans())] * 5,
@@ -103,7 +103,7 @@ _BLOCKS = [
 
 
 @settings(
-    max_examples=500,
+    max_examples=400,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -143,9 +143,9 @@ def _claims(both):
     assert both.reserve() == [b"reserved"]
     assert both.reserve() == [b"taken"]
     assert both.claim("take", "cc") == [b"absent"]
-    assert both.claim("fresh", late=True)[0] == b"late"
+    assert both.claim("fresh", left_ms=-1)[0] == b"late"
     assert both.claim("fresh")[0] == b"held"
-    assert both.claim("fresh", late=True)[0] == b"held"
+    assert both.claim("fresh", left_ms=-1)[0] == b"held"
     assert both.claim("fresh", "bb")[0] == b"fenced"
     assert both.claim("take", "bb", stale=True)[0] == b"changed"
     assert both.claim("take", "bb")[0] == b"held"
@@ -192,6 +192,8 @@ def _a_new_server(both):
     assert both.claim("take", "bb", tenant="other") == both.publish(call=CALLS[1]) == [b"unknown"]
     assert both.lookup(call=CALLS[1]) == [b"unknown"]
     both.enter(REWRITING)
+    both.wait(10**6)
+    assert both.claim("take", "bb") == [b"settling", 10**9 - 1000]
     assert both.end() == [b"held"]
     assert both.publish(again=True) == [b"unknown"]
 
@@ -206,7 +208,24 @@ def _nodes(both):
     assert both.list() == [b"found"]
 
 
-STORIES = (_fences, _claims, _messages, _a_new_server, _nodes)
+def _phases(both):
+    """A server that is another than before settles, lets the owners rewrite, and is normal then; so after its clock."""
+    both.enter(TIMED)
+    for enters in (both.change_server, lambda: both.wait(-(10**7))):
+        enters()
+        for waits, phase, left_ms in (
+            (0, b"settling", 2000),
+            (1_997_000, b"settling", 3),
+            (3000, b"rewriting", 1000),
+            (999_000, b"rewriting", 1),
+            (1000, b"normal", 0),
+        ):
+            both.wait(waits)
+            assert both.beat()[2] == phase
+            assert both.claim("take") == ([b"settling", left_ms] if left_ms else [b"absent"])
+
+
+STORIES = (_fences, _claims, _messages, _a_new_server, _nodes, _phases)
 
 
 def _documented(name):

@@ -2,11 +2,15 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fanout import BusSettings, CallRecord, Fanout, Message, OwnedCall, Receipt, Status, Tombstone, new_call_id
+from fanout.redis import open_store
+from fanout.store import Listener, Store
+from tests.support.memory_store import MemoryHome
 from tests.support.redis_server import RedisServer
 from tests.support.redis_sets import ClusterSet, SentinelSet
 
@@ -27,22 +31,10 @@ QUICK: dict[str, Any] = {
 }
 
 
-class RedisBus:
-    """Nodes on real servers: one, a Sentinel set or a cluster."""
+class Bus(ABC):
+    """Nodes on something that holds their keys."""
 
-    def __init__(self, stands_on: RedisServer | SentinelSet | ClusterSet) -> None:
-        self.server = stands_on
-        self.url = stands_on.url
-
-    def primaries(self) -> list[RedisServer]:
-        """The servers that hold the keys now."""
-        match self.server:
-            case SentinelSet():
-                return [self.server.master]
-            case ClusterSet():
-                return self.server.primaries()
-            case server:
-                return [server] if server.is_running else []
+    url: str
 
     @asynccontextmanager
     async def nodes(self, *names: str, **changes: Any) -> AsyncIterator[list[Fanout]]:
@@ -51,7 +43,9 @@ class RedisBus:
         tasks_before, channels_before = asyncio.all_tasks(), set(self.channels())
         async with AsyncExitStack() as stack:
             nodes = [
-                await stack.enter_async_context(Fanout.running(BusSettings(node=name, **settings), clock=time.time))
+                await stack.enter_async_context(
+                    Fanout.running(BusSettings(node=name, **settings), clock=time.time, open_store=self.open_store)
+                )
                 for name in names
             ]
             if "regions" not in changes:
@@ -68,13 +62,49 @@ class RedisBus:
         async with self.nodes("settling") as (node,):
             await eventually(lambda: node.status()["regions"]["iad"]["phase"] == "normal")
 
+    def open_store(self, name: str, url: str, settings: BusSettings, listener: Listener) -> Store:
+        """What `Fanout.running` is given."""
+        return open_store(name, url, settings, listener)
+
+    @abstractmethod
     def keys(self) -> dict[str, float]:
         """Every key of a call or a node with its time to live in seconds, negative for none."""
+
+    @abstractmethod
+    def channels(self) -> list[str]:
+        """What anybody is subscribed to."""
+
+    @abstractmethod
+    def clean(self) -> None:
+        """Remove what a test left, but not the knowledge that this Redis is an old one."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End of the tests."""
+
+
+class RedisBus(Bus):
+    """On real servers: one, a Sentinel set or a cluster."""
+
+    def __init__(self, stands_on: RedisServer | SentinelSet | ClusterSet) -> None:
+        self.server = stands_on
+        self.url = stands_on.url
+
+    def primaries(self) -> list[RedisServer]:
+        """The servers that hold the keys now."""
+        match self.server:
+            case SentinelSet():
+                return [self.server.master]
+            case ClusterSet():
+                return self.server.primaries()
+            case server:
+                return [server] if server.is_running else []
+
+    def keys(self) -> dict[str, float]:
         found = {key: server.command("PTTL", key) for server in self.primaries() for key in server.command("KEYS", "*")}
         return {key: ttl / 1000 for key, ttl in found.items() if not key.endswith(":generation")}
 
     def channels(self) -> list[str]:
-        """What anybody is subscribed to."""
         return [channel for server in self.primaries() for channel in server.command("PUBSUB", "SHARDCHANNELS")]
 
     def drop_subscribers(self) -> None:
@@ -83,15 +113,40 @@ class RedisBus:
             server.command("CLIENT", "KILL", "TYPE", "pubsub")
 
     def clean(self) -> None:
-        """Remove what a test left, but not the knowledge that this Redis is an old one."""
         for server in self.primaries():
             for key in server.command("KEYS", "*"):
                 if not key.endswith(":generation"):
                     server.command("DEL", key)
 
     def stop(self) -> None:
-        """End of the tests."""
         self.server.stop()
+
+
+class MemoryBus(Bus):
+    """On the double."""
+
+    url = "memory"
+
+    def __init__(self) -> None:
+        self.home = MemoryHome()
+
+    def open_store(self, name: str, url: str, settings: BusSettings, listener: Listener) -> Store:
+        if url != self.url:
+            return super().open_store(name, url, settings, listener)
+        return self.home.open_store(name, url, settings, listener)
+
+    def keys(self) -> dict[str, float]:
+        return {key: ttl for key, ttl in self.home.keys().items() if not key.endswith(":generation")}
+
+    def channels(self) -> list[str]:
+        return self.home.channels()
+
+    def clean(self) -> None:
+        for key in self.keys():
+            self.home.model.delete(key)
+
+    def stop(self) -> None:
+        pass
 
 
 class Session:

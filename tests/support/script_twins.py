@@ -90,9 +90,9 @@ def bus_settings(node: str) -> BusSettings:
         regions={"iad": "redis://unused"},
         prefix="bus",
         inbox_max=3,
-        inbox_max_bytes=200,
+        inbox_max_bytes=230,
         read_max=2,
-        read_max_bytes=60,
+        read_max_bytes=110,
         call_ttl_seconds=1e6,
         node_ttl_seconds=2e6,
         tombstone_seconds=3e6,
@@ -252,8 +252,8 @@ class Both:
 
     # -- the scripts
 
-    def claim(self, mode, claim="aa", *, call=CALLS[0], tenant="acme", stale=False, late=False):
-        """`stale`: restores a lower epoch, expects to replace another record than there is."""
+    def claim(self, mode, claim="aa", *, call=CALLS[0], tenant="acme", stale=False, left_ms=1):
+        """`stale`: restores a lower epoch, or expects another record than there is; `left_ms`: to its latest time."""
         start = STARTS[claim]
         record = CallRecord(id=call, tenant=tenant, node="n1", region="iad", agent="a", model="m", started_at=start)
         answer = self.step(
@@ -264,7 +264,7 @@ class Both:
                 record,
                 epoch=self._epochs.get((call, claim), 5) - stale,
                 expected=(1, "zz") if stale else self._records.get(call, (1, "zz")),
-                latest_ms=self.micros // 1000 + (-1 if late else 1),
+                latest_ms=self.micros // 1000 + left_ms,
             )
         )
         if answer[0] == b"held":
