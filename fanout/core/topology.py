@@ -77,13 +77,16 @@ def primaries_by_tag(views: Iterable[View]) -> dict[str, Address]:
     return {tag: address for tag, (_, address) in found.items()}
 
 
-def read_master(answer: Sequence[Any]) -> MasterClaim:
-    """From SENTINEL MASTER. Raises ValueError if it cannot be read."""
+def read_master(address: Sequence[Any], details: Sequence[Any]) -> MasterClaim:
+    """From SENTINEL GET-MASTER-ADDR-BY-NAME and SENTINEL MASTER. Raises ValueError if they cannot be read.
+
+    While a sentinel leads a failover, the former names the promoted replica and the latter still the old master, but
+    the epoch in it is the new one.
+    """
     try:
-        pairs = dict(zip(answer[::2], answer[1::2], strict=True))
-        address = Address(bytes(pairs[b"ip"]).decode(), int(pairs[b"port"]))
-        return MasterClaim(int(pairs[b"config-epoch"]), address)
-    except (TypeError, KeyError, ValueError) as exc:
+        pairs = dict(zip(details[::2], details[1::2], strict=True))
+        return MasterClaim(int(pairs[b"config-epoch"]), Address(bytes(address[0]).decode(), int(address[1])))
+    except (TypeError, KeyError, IndexError, ValueError) as exc:
         raise ValueError("the sentinel's answer cannot be read") from exc
 
 

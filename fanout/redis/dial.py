@@ -42,11 +42,11 @@ class Dialler:
                 await connection.send_command(*command)
             return [await read(connection) for _ in commands]
 
-    async def listen(self, sentinel: Address, channel: str, on_message: Callable[[], None]) -> NoReturn:
-        """Calls for each message on a sentinel's channel, and once at first. Raises what redis-py raises."""
+    async def listen(self, sentinel: Address, channels: tuple[str, ...], on_message: Callable[[], None]) -> NoReturn:
+        """Calls for each message on a sentinel's channels, and at first. Raises what redis-py raises."""
         async with self._connected(sentinel, is_sentinel=True) as connection:
             async with asyncio.timeout(self._timeout):
-                await connection.send_command("SUBSCRIBE", channel)
+                await connection.send_command("SUBSCRIBE", *channels)
             while True:
                 await read(connection)
                 on_message()

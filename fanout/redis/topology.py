@@ -67,13 +67,17 @@ class Sentinels:
         return everywhere(max(claims, key=lambda claim: claim.epoch).address)
 
     async def _ask(self, sentinel: Address) -> MasterClaim:
-        command = ("SENTINEL", "MASTER", self._dialler.target.master)
-        (answer,) = await self._dialler.ask(sentinel, command, is_sentinel=True)
-        return read_master(answer)
+        master = self._dialler.target.master
+        commands = [("SENTINEL", word, master) for word in ("GET-MASTER-ADDR-BY-NAME", "MASTER")]
+        return read_master(*await self._dialler.ask(sentinel, *commands, is_sentinel=True))
 
     async def watch(self, on_hint: Callable[[], None]) -> None:
-        """In a planned failover the old master goes on taking writes for seconds, and only the sentinels tell."""
-        await self._dialler.listen(random.choice(self._dialler.target.addresses), "+switch-master", on_hint)  # noqa: S311 - any will do
+        """In a planned failover the old master goes on taking writes for seconds, and only the sentinels tell.
+
+        The one that leads the failover says first that a replica was promoted, the others that the master changed.
+        """
+        sentinel = random.choice(self._dialler.target.addresses)  # noqa: S311 - spreads load, guards nothing
+        await self._dialler.listen(sentinel, ("+promoted-slave", "+switch-master"), on_hint)
 
 
 class Cluster:

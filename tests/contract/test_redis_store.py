@@ -389,6 +389,18 @@ async def test_nine_thousand_channels_are_carried_again_within_a_second(server):
         assert client.store.status()["held"] == 9000
 
 
+async def test_a_run_that_has_to_be_repeated_takes_its_followers_with_it(server):
+    """The server forgot one of two scripts: what it did of the other came too early, and is done again in its place."""
+    async with at_work(server.url) as client:
+        await client.store.run([run("append", "k", 0), run("also_append", "k", 1)])
+        server.command("SCRIPT", "FLUSH")
+        server.command("SCRIPT", "LOAD", LUA["also_append"])
+        await client.store.run([run(("append", "also_append")[n % 2], "k", n) for n in range(2, 10)])
+        found = server.command("LRANGE", name("k"), 0, -1)
+        last_done = list(dict.fromkeys(reversed(found)))[::-1]
+        assert [int(entry) for entry in last_done] == list(range(10))
+
+
 async def test_a_full_wire_makes_callers_wait_and_loses_nothing(server):
     """More is asked at once than may be under way."""
     async with at_work(server.url, socket_timeout=10.0) as client:
@@ -481,6 +493,18 @@ async def test_the_new_master_is_found(sentinels, fault):
                 await client.until_done("append", "thawed", number)
                 await asyncio.sleep(0.01)
             assert new.command("LLEN", name("thawed")) == 100
+
+
+async def test_a_frozen_sentinel_costs_neither_time_nor_truth(sentinels):
+    """The others are asked at the same time, and two of three are enough."""
+    sentinels.sentinels[0].freeze()
+    started = asyncio.get_running_loop().time()
+    async with at_work(sentinels.url, socket_timeout=5.0) as client:
+        assert asyncio.get_running_loop().time() - started < 2.0
+        old = await asyncio.to_thread(sentinels.kill_master)
+        await client.until_done("append", "k", "x")
+        assert sentinels.master is not old
+        sentinels.sentinels[0].thaw()
 
 
 # -- Cluster

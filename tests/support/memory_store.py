@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from fanout.core.partitions import partition_tags
+from fanout.core.deafness import Deafness
+from fanout.core.partitions import partition_tags, tag_in
 from fanout.core.runs import Run
 from fanout.core.subscriptions import Diff, Subscriptions
 from fanout.errors import RegionUnreachable
@@ -30,7 +31,10 @@ _Item = TypeVar("_Item")
 
 
 class MemoryHome:
-    """One Redis process that is known to every store that was opened on it; running from the start, and empty."""
+    """One Redis process that is known to every store that was opened on it; running from the start, and empty.
+
+    It belongs to no event loop, so that one test after another may use it.
+    """
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.lag_seconds = 0.0  # how late what the server says reaches the stores
@@ -44,7 +48,6 @@ class MemoryHome:
         self._feeds: dict[_Feed, None] = {}
         self._lost_share = 0.0
         self._random = random.Random()
-        self._changed = asyncio.Event()
 
     def open_store(self, name: str, url: str, settings: BusSettings, listener: Listener) -> "MemoryStore":
         """A node's store on this home, in place of `fanout.redis.open_store`; the URL is not looked at."""
@@ -72,7 +75,7 @@ class MemoryHome:
         self._is_frozen = False
         while self._waiting:
             self._waiting.popleft()()
-        self._wake()
+        self._tell_stores()
 
     def kill(self) -> None:
         """Connections are reset; until `start` there is nobody."""
@@ -80,8 +83,7 @@ class MemoryHome:
         self._waiting.clear()
         self.drop_subscribers()
         for store in self._stores:
-            store.on_killed()
-        self._wake()
+            store.lose_answers()
 
     def start(self, *, empty: bool = True) -> None:
         """Another process, on the same data or on none."""
@@ -89,7 +91,7 @@ class MemoryHome:
         run_id = f"run-{self._runs}"
         self.model = RedisModel(run_id) if empty else self.model.copy(run_id)
         self.is_running = True
-        self._wake()
+        self._tell_stores()
 
     def restart(self) -> None:
         """Killed and started again, empty."""
@@ -115,10 +117,6 @@ class MemoryHome:
         """Running, and not frozen."""
         return self.is_running and not self._is_frozen
 
-    async def wait_changed(self) -> None:
-        """Until it was started, killed or thawed."""
-        await self._changed.wait()
-
     def submit(self, request: Callable[[], None]) -> bool:
         """Carry it out, now or at the thaw; False if it can't be."""
         if not self.is_running or len(self._waiting) >= _WAITING_MAX:
@@ -133,13 +131,17 @@ class MemoryHome:
         """One script; what it publishes is under way when this returns."""
         answer = self.model.execute(run, self._clock())
         for channel, data in self.model.published:
-            for feed in list(self._feeds):
-                if channel in feed.channels and self._random.random() >= self._lost_share:
-                    feed.line.put(("message", channel, data))
-                    if len(feed.line) > _LINE_MAX:
-                        self.close_feed(feed)
+            self.publish(channel, data)
         self.model.published.clear()
         return answer
+
+    def publish(self, channel: str, data: bytes) -> None:
+        """To all who hear the channel; some may miss it."""
+        for feed in list(self._feeds):
+            if channel in feed.channels and self._random.random() >= self._lost_share:
+                feed.line.put(("message", channel, data))
+                if len(feed.line) > _LINE_MAX:
+                    self.close_feed(feed)
 
     def open_feed(self) -> "_Feed":
         """A connection that carries channels."""
@@ -169,7 +171,6 @@ class MemoryHome:
     def forget(self, store: "MemoryStore") -> None:
         """A store that is closed."""
         self._stores.discard(store)
-        self._wake()
 
     def _leave(self, feed: "_Feed", channels: list[str]) -> None:
         subscribers = self.model.subscribers
@@ -180,9 +181,9 @@ class MemoryHome:
                 if not subscribers[channel]:
                     del subscribers[channel]
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed.clear()
+    def _tell_stores(self) -> None:
+        for store in self._stores:
+            store.on_changed()
 
 
 class MemoryStore:
@@ -199,9 +200,12 @@ class MemoryStore:
         self._heard_at = 0.0
         self._answers: _Line[tuple[asyncio.Future[list[Outcome]], list[Outcome], str]] = _Line(home)
         self._asked: set[asyncio.Future[list[Outcome]]] = set()
+        self._changed = asyncio.Event()
         self._run_id = ""
         self._is_closed = False
-        self._connects = self._messages = self._new_servers = 0
+        self._deafness = Deafness()
+        self._is_silent = False
+        self._connects = self._messages = self._new_servers = self._errors = 0
 
     async def run(self, runs: Sequence[Run]) -> list[Outcome]:
         """See `Store.run`. A run that the model can't carry out is a bug, and raises."""
@@ -214,15 +218,18 @@ class MemoryStore:
 
         if self._is_closed or not self._home.submit(carry_out):
             await asyncio.sleep(0)
+            self._errors += 1
             return unreachable
         self._asked.add(asked)
         try:
             async with asyncio.timeout(self._settings.socket_timeout):
-                return await asked or unreachable
+                outcomes = await asked
         except TimeoutError:
-            return unreachable
+            outcomes = []
         finally:
             self._asked.discard(asked)
+        self._errors += len(outcomes) < len(runs)
+        return outcomes or unreachable
 
     def want(self, channel: str) -> None:
         """See `Store.want`."""
@@ -253,6 +260,7 @@ class MemoryStore:
         """See `Store.check_silence`."""
         silent_for = asyncio.get_running_loop().time() - self._heard_at
         if self._feed and self._wanted and silent_for > self._settings.silence_seconds:
+            self._is_silent = True
             self._home.close_feed(self._feed)
 
     async def work(self) -> None:
@@ -264,11 +272,12 @@ class MemoryStore:
     async def close(self) -> None:
         """See `Store.close`."""
         self._is_closed = True
-        self.on_killed()
+        self.lose_answers()
         self._answers.close()
         if self._feed:
             self._home.close_feed(self._feed)
         self._home.forget(self)
+        self.on_changed()
 
     def status(self) -> dict[str, int | float]:
         """See `Store.status`."""
@@ -280,10 +289,17 @@ class MemoryStore:
             "held": self._subscriptions.held,
             "messages": self._messages,
             "new_servers": self._new_servers,
+            "redis_errors": self._errors,
+            "deaf_periods": self._deafness.periods,
+            "deaf_seconds": round(self._deafness.seconds(asyncio.get_running_loop().time()), 3),
         }
 
-    def on_killed(self) -> None:
-        """The server's connections are gone, and with them every answer that has not come."""
+    def on_changed(self) -> None:
+        """The home was started or thawed: it may answer now."""
+        self._changed.set()
+
+    def lose_answers(self) -> None:
+        """Connections are gone, and with them every answer that has not come."""
         self._answers.clear()
         for asked in self._asked:
             if not asked.done():
@@ -300,7 +316,8 @@ class MemoryStore:
         backoff = Backoff(self._settings.backoff_seconds, self._settings.backoff_max_seconds)
         while not self._is_closed:
             if not self._home.is_answering:
-                await self._home.wait_changed()
+                self._changed.clear()
+                await self._changed.wait()
                 continue
             self._feed = feed = self._home.open_feed()
             self._connects += 1
@@ -310,10 +327,15 @@ class MemoryStore:
                 self._send_wishes()
                 await self._carry(feed, backoff)
             finally:
-                self._feed = None
                 self._home.close_feed(feed)
-                self._subscriptions.on_connection_lost()
+                self._on_feed_lost()
             await backoff.wait()
+
+    def _on_feed_lost(self) -> None:
+        since = self._heard_at if self._is_silent else asyncio.get_running_loop().time()
+        self._deafness.lost({tag_in(channel) for channel in self._subscriptions.carried()}, since)
+        self._feed, self._is_silent = None, False
+        self._subscriptions.on_connection_lost()
 
     async def _carry(self, feed: "_Feed", backoff: Backoff) -> None:
         count = 0
@@ -327,6 +349,7 @@ class MemoryStore:
 
     def _on_heard(self, what: str, channel: str, data: bytes) -> None:
         if what == "subscribed":
+            self._deafness.heard(tag_in(channel), self._heard_at)
             if self._subscriptions.on_subscribed(channel):
                 self._listener.on_subscribed(channel)
         elif what == "unsubscribed":
