@@ -65,7 +65,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a message so far. `reached` has the time of each step in seconds since the epoch."""
+    """What became of a message so far.
+
+    `reached` has the time of each step in seconds since the epoch, `by` the node and region that took it there.
+    """
 
     id: str
     call_id: str
@@ -76,6 +79,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     node: str  # who said so last: the publishing node, then the owner
     region: str
     error: dict[str, Any] | None = None  # {code, message, …}; the model's own words where it failed there
+    by: dict[str, tuple[str, str]] = {}
 
     @property
     def is_terminal(self) -> bool:
@@ -95,6 +99,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
             "item_id": self.item_id,
             "status": self.status.value,
             "reached": self.reached,
+            "by": {step: {"node": node, "region": region} for step, (node, region) in self.by.items()},
             "node": self.node,
             "region": self.region,
             "error": self.error,

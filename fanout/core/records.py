@@ -29,6 +29,7 @@ class _StoredReceipt(msgspec.Struct):
     wants_response: bool
     item_id: str
     reached: dict[str, float]
+    by: dict[str, tuple[str, str]]
     node: str
     region: str
     error: str
@@ -91,6 +92,7 @@ def receipt_from_stored(call_id: str, message_id: str, packed: bytes) -> Receipt
             status=Status(stored.status),
             wants_response=stored.wants_response,
             reached=dict(sorted(stored.reached.items(), key=lambda step: step[1])),
+            by=stored.by,
             node=stored.node,
             region=stored.region,
             error=error,

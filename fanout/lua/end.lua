@@ -15,7 +15,7 @@ for _, entry in ipairs(redis.call('XRANGE', INBOX, '-', '+')) do
   local receipt = packed and cmsgpack.unpack(packed)
   if receipt and not is_terminal(receipt) then
     receipt.status, receipt.error, receipt.node, receipt.region = 'failed', ARGS[6], ARGS[7], ARGS[8]
-    receipt.reached.failed = NOW
+    receipt.reached.failed, receipt.by.failed = NOW, {ARGS[7], ARGS[8]}
     save(ARGS[3], message_id, receipt, ARGS[9])
   end
 end

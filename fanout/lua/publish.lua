@@ -32,7 +32,7 @@ if ended[1] then
   if PHASE ~= 'normal' then return {'unknown'} end
   local receipt = {
     status = 'failed', wants_response = ARGS[8] == '1', item_id = ARGS[7], fingerprint = ARGS[5],
-    reached = {failed = NOW}, node = ARGS[9], region = ARGS[10], error = ARGS[16],
+    reached = {failed = NOW}, by = {failed = {ARGS[9], ARGS[10]}}, node = ARGS[9], region = ARGS[10], error = ARGS[16],
     entry = '', size = 0, tell = {ARGS[11]},
   }
   save(call_id, message_id, receipt, ARGS[17])
@@ -49,7 +49,7 @@ redis.call('PEXPIRE', INBOX, ARGS[14])
 redis.call('HSET', CALL, 'last_entry', entry, 'last_message', message_id, 'inbox_bytes', bytes + size)
 local packed = cmsgpack.pack({
   status = 'accepted', wants_response = ARGS[8] == '1', item_id = ARGS[7], fingerprint = ARGS[5],
-  reached = {accepted = NOW}, node = ARGS[9], region = ARGS[10], error = '',
+  reached = {accepted = NOW}, by = {accepted = {ARGS[9], ARGS[10]}}, node = ARGS[9], region = ARGS[10], error = '',
   entry = entry, size = size, tell = {ARGS[11]},
 })
 redis.call('HSET', RECEIPTS, message_id, packed)

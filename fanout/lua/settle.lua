@@ -1,7 +1,7 @@
 -- Write an owner's verdict on a message, and in the same step what the call is to remember of it; trim the inbox
 -- of it if that is the end; tell the nodes that published it.
--- ARGS: 1 epoch, 2 claim, 3 call id, 4 message id, 5 status, 6 reached (msgpack map), 7 item id, 8 error (JSON or empty),
---       9 wants response (1, 0), 10 node, 11 region, 12 ttl in ms, 13 ms that receipts are kept,
+-- ARGS: 1 epoch, 2 claim, 3 call id, 4 message id, 5 status, 6 reached (msgpack map), 7 item id, 8 error (JSON or
+--       empty), 9 wants response (1, 0), 10 node, 11 region, 12 ttl in ms, 13 ms that receipts are kept,
 --       14 memory entry (or empty), 15 its position, 16 memory entries to keep with it
 -- Returns held, settling (ms left), behind, fenced (epoch), ended (tombstone), or rewrite (the memory is not where it
 -- should be; nothing was written).
@@ -26,7 +26,8 @@ end
 local known = redis.call('HGET', RECEIPTS, ARGS[4])
 -- Without a receipt Redis has lost it; the verdict stands all the same, and the publisher's repeat will find it.
 local receipt = known and cmsgpack.unpack(known) or {
-  status = 'accepted', wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, entry = '', size = 0, tell = {},
+  status = 'accepted', wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, by = {},
+  entry = '', size = 0, tell = {},
 }
 if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[status]) then return {'held'} end
 
@@ -35,7 +36,9 @@ receipt.node, receipt.region = ARGS[10], ARGS[11]
 -- Two clocks meet here, Redis's and the owner's: a step is never before the step under it.
 local floor = receipt.reached.accepted or 0
 for step, at in pairs(cmsgpack.unpack(ARGS[6])) do
-  receipt.reached[step] = receipt.reached[step] or math.max(at, floor)
+  if not receipt.reached[step] then
+    receipt.reached[step], receipt.by[step] = math.max(at, floor), {ARGS[10], ARGS[11]}
+  end
 end
 save(ARGS[3], ARGS[4], receipt, ARGS[12])
 if is_terminal(receipt) then

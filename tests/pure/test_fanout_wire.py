@@ -122,7 +122,7 @@ def test_applied_is_terminal_only_where_no_response_was_asked(status, wants_resp
 def test_the_public_shapes_have_nothing_internal():
     """They go out as they are."""
     assert list(receipt(Status.APPLIED).to_public()) == [
-        "object", "id", "call_id", "item_id", "status", "reached", "node", "region", "error"
+        "object", "id", "call_id", "item_id", "status", "reached", "by", "node", "region", "error"
     ]  # fmt: skip
     tombstone = Tombstone(
         id="c", tenant="t", node="n", region="r", started_at=1.0, ended_at=2.0, why="client_left", fault="client"

@@ -208,7 +208,9 @@ class RedisModel:
             known = self._keys.get(receipts, {}).get(message_id)
             if known and not _is_terminal(known[0]):
                 reached = {**known[0]["reached"], b"failed": self._now}
+                by = {**known[0]["by"], b"failed": (node, region)}
                 failed = {"status": b"failed", "error": error, "node": node, "region": region, "reached": reached}
+                failed["by"] = by
                 self._save(receipts, call_id, message_id, {**known[0], **failed}, ttl_ms)
         for gone in (key, inbox, memory):
             self.delete(gone)
@@ -293,7 +295,8 @@ class RedisModel:
                 return [b"ended", ended[b"record"]]
             if self._phase != b"normal":
                 return [b"unknown"]
-            receipt |= {"status": b"failed", "reached": {b"failed": self._now}, "error": error, "entry": b"", "size": 0}
+            receipt |= {"status": b"failed", "reached": {b"failed": self._now}, "by": {b"failed": (node, region)}}
+            receipt |= {"error": error, "entry": b"", "size": 0}
             self._save(receipts, call_id, message_id, receipt, tombstone_ttl_ms)
             return [b"receipt", self._keys[receipts][message_id][1]]
         if call.get(b"state") == b"reserved":
@@ -311,7 +314,8 @@ class RedisModel:
         ring = (_VERSION, entry, message_id, call.get(b"last_entry", b""), call.get(b"last_message", b""), envelope)
         call[b"last_entry"], call[b"last_message"] = entry, message_id
         call[b"inbox_bytes"] = b"%d" % (held_bytes + size)
-        receipt |= {"status": b"accepted", "reached": {b"accepted": self._now}, "error": b""}
+        receipt |= {"status": b"accepted", "reached": {b"accepted": self._now}, "by": {b"accepted": (node, region)}}
+        receipt |= {"error": b""}
         receipt |= {"entry": entry, "size": size}
         packed = _pack(receipt)
         self._keys.setdefault(receipts, {})[message_id] = (receipt, packed)
@@ -418,12 +422,13 @@ class RedisModel:
             if _is_terminal(receipt) or _RANK[receipt["status"]] >= _RANK[status]:
                 return [b"held"]
         else:
-            lost = {"wants_response": wants == b"1", "fingerprint": b"", "reached": {}}
+            lost = {"wants_response": wants == b"1", "fingerprint": b"", "reached": {}, "by": {}}
             receipt = {**lost, "entry": b"", "size": 0, "tell": []}
 
         floor = receipt["reached"].get(b"accepted", 0)
         steps = {step: max(at, floor) for step, at in msgpack.unpackb(reached, raw=True).items()}
         receipt = {**receipt, "status": status, "item_id": item_id, "error": error, "node": node, "region": region}
+        receipt["by"] = {**{step: (node, region) for step in steps}, **receipt["by"]}
         receipt["reached"] = {**steps, **receipt["reached"]}
         self._save(receipts, call_id, message_id, receipt, ttl_ms)
         if _is_terminal(receipt):
