@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import structlog
 
 from fanout.core.envelope import Bell, Envelope, EnvelopeError
-from fanout.core.inbox import Entry, Position
+from fanout.core.inbox import Entry, InboxCounts, Position
 from fanout.core.ownership import Expected, Ownership, Phase
 from fanout.core.records import message_from_envelope
 from fanout.core.scripts import Scripts
@@ -27,6 +27,9 @@ class Agenda(Protocol):
     def on_unreadable(self, error: str) -> None:
         """Something was there that this version cannot read."""
 
+    def on_delivery(self) -> None:
+        """A message is handed over."""
+
 
 class OwnedCall:
     """`settle` and `end` note what happened and return at once; the bus writes it, again and again while Redis is away.
@@ -43,15 +46,17 @@ class OwnedCall:
         new_claim: Callable[[], str],
         agenda: Agenda,
         clock: Callable[[], float],
+        counts: InboxCounts,
         expected: Expected | None = None,
     ) -> None:
         self.id = record.id
         self.record = record
-        self.protocol = Ownership(record, scripts, new_claim=new_claim, read_entry=self._read_entry, expected=expected)
+        self.protocol = Ownership(
+            record, scripts, new_claim=new_claim, read_entry=self._read_entry, expected=expected, counts=counts
+        )
         self.keys = self.protocol.keys
         self.is_registered = False  # claimed and subscribed, once: from then on the call can be reached
         self.is_subscribed = False
-        self.delivered = 0
         self._deliver = deliver
         self._agenda = agenda
         self._clock = clock
@@ -157,7 +162,7 @@ class OwnedCall:
         for message in messages:
             if self.protocol.phase is not Phase.HELD:
                 break  # ended by the delivery before; end() has given the rest their verdict
-            self.delivered += 1
+            self._agenda.on_delivery()
             try:
                 self._deliver(message)
             except Exception:  # noqa: BLE001 - see above

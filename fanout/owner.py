@@ -6,13 +6,16 @@ calls, bounded by what calls there are; no session notices.
 
 import asyncio
 import heapq
+import math
 import secrets
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import count, islice
 
 import structlog
 
 from fanout.core.envelope import Bell, EnvelopeError
+from fanout.core.inbox import InboxCounts
 from fanout.core.ownership import Expected, Phase, Step
 from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
@@ -43,10 +46,15 @@ class Owner:
         self._unended: dict[OwnedCall, None] = {}
         self._ready: dict[OwnedCall, None] = {}  # something is to be asked now, oldest first
         self._later: list[tuple[float, int, OwnedCall]] = []
+        self._due: dict[OwnedCall, float] = {}  # the earliest of a call's places in `_later`
+        self._unregistered: set[OwnedCall] = set()
+        self._unwritten: set[OwnedCall] = set()
         self._order = count()
         self._wake = asyncio.Event()
         self._sweep_at = 0.0
-        self._totals = dict.fromkeys(("delivered", "gaps", "recovered", "duplicates", "expired", "restored"), 0)
+        self._inbox_counts = InboxCounts()
+        self.delivered = 0
+        self.restored = 0
         self.lost = 0
         self.endings_dropped = 0
         self.unreadable = 0
@@ -67,8 +75,10 @@ class Owner:
             new_claim=lambda: f"{self._boot}.{secrets.token_hex(8)}",
             agenda=self,
             clock=self._clock,
+            counts=self._inbox_counts,
             expected=expected,
         )
+        self._unregistered.add(call)
         self._by_id[call.id] = call
         self._by_channel[call.keys.channel] = call
         self._store.want(call.keys.channel)
@@ -110,19 +120,19 @@ class Owner:
     @property
     def counts(self) -> dict[str, int]:
         """What is owned and what waits for Redis."""
-        calls = self._by_id.values()
         return {
-            "owned": len(calls),
-            "unregistered": sum(not call.is_registered for call in calls),
-            "unwritten": sum(call.protocol.inbox.has_unwritten for call in calls),
+            "owned": len(self._by_id),
+            "unregistered": len(self._unregistered),
+            "unwritten": len(self._unwritten),
             "ending": len(self._unended),
             "kept": len(self._kept),
-            "unsubscribed": sum(not self._store.holds(call.keys.channel) for call in calls),
             "unheard_bells": self.unheard_bells,
             "lost": self.lost,
             "endings_dropped": self.endings_dropped,
             "unreadable": self.unreadable,
-            **{name: total + sum(_count(call, name) for call in calls) for name, total in self._totals.items()},
+            "delivered": self.delivered,
+            "restored": self.restored,
+            **asdict(self._inbox_counts),
         }
 
     # -- Agenda, for the calls
@@ -132,7 +142,12 @@ class Owner:
         protocol = call.protocol
         if protocol.is_held and call.is_subscribed and not call.is_registered:
             call.is_registered = True
+            self._unregistered.discard(call)
             call.changed()
+        if protocol.inbox.has_unwritten and self._by_id.get(call.id) is call:
+            self._unwritten.add(call)
+        else:
+            self._unwritten.discard(call)
         if protocol.phase is Phase.ENDING:
             self._on_ending(call)
         elif protocol.is_kept_only:
@@ -148,15 +163,21 @@ class Owner:
             return
         if due <= now:
             self._ready[call] = None
-        else:
+            self._wake.set()
+        elif due < self._due.get(call, math.inf):
+            self._due[call] = due
             heapq.heappush(self._later, (due, next(self._order), call))
-        self._wake.set()
+            self._wake.set()
 
     def on_unreadable(self, error: str) -> None:
         """A bell or message of another version, or no message at all: counted, and said once."""
         self.unreadable += 1
         if self.unreadable == 1:
             _log.warning("unreadable_message", home=self._store.name, error=error)
+
+    def on_delivery(self) -> None:
+        """A message is handed over."""
+        self.delivered += 1
 
     def _on_ending(self, call: OwnedCall) -> None:
         self._leave(call)
@@ -186,8 +207,8 @@ class Owner:
         self._ready.pop(call, None)
         if self._by_id.get(call.id) is call:
             del self._by_id[call.id]
-            for name in self._totals:
-                self._totals[name] += _count(call, name)
+        self._unregistered.discard(call)
+        self._unwritten.discard(call)
         call.changed()
 
     # -- the workers
@@ -210,14 +231,16 @@ class Owner:
     @property
     def is_idle(self) -> bool:
         """Nothing is left that somebody would miss."""
-        return not self._unended and not any(call.protocol.inbox.has_unwritten for call in self._by_id.values())
+        return not self._unended and not self._unwritten
 
     def _take_batch(self) -> list[tuple[OwnedCall, list[Step]]]:
         now, wall = self._now(), self._clock()
         if now >= self._sweep_at:
             self._begin_sweep(now)
         while self._later and self._later[0][0] <= now:
-            self._ready[heapq.heappop(self._later)[2]] = None
+            _, _, call = heapq.heappop(self._later)
+            self._due.pop(call, None)
+            self._ready[call] = None
         batch = []
         for call in list(islice(self._ready, _BATCH)):
             del self._ready[call]
@@ -231,7 +254,9 @@ class Owner:
         answers = iter(outcomes)
         now, wall = self._now(), self._clock()
         for call, steps in batch:
+            before = call.protocol.restores
             messages = call.protocol.on_outcomes(steps, [next(answers) for _ in steps], now, wall)
+            self.restored += call.protocol.restores - before
             call.hand_over(messages)
             call.changed()
         return not all(isinstance(outcome, RegionUnreachable) for outcome in outcomes)
@@ -256,20 +281,3 @@ class Owner:
                 await self._wake.wait()
         except TimeoutError:
             pass
-
-
-def _count(call: OwnedCall, name: str) -> int:
-    inbox = call.protocol.inbox
-    match name:
-        case "delivered":
-            return call.delivered
-        case "gaps":
-            return inbox.gaps
-        case "recovered":
-            return inbox.recovered
-        case "duplicates":
-            return inbox.repeated
-        case "expired":
-            return inbox.expired
-        case _:
-            return call.protocol.restores

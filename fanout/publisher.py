@@ -1,11 +1,12 @@
 """Puts messages into calls of one home, from this node: what to publish and when again is core/outbox.py's decision.
 
-One task per call that has messages under way carries them out. A message goes on after its caller stopped waiting, until
-it has its end; and is kept a while longer, since a Redis that takes over may not know of it.
+One task per call that has messages under way carries them out. A message goes on after its caller stopped waiting,
+until it has its end; and is kept a while longer, since a Redis that takes over may not know of it.
 """
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
 
 import msgspec
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from fanout.core.circuit import Circuit
 from fanout.core.envelope import Envelope, EnvelopeError
 from fanout.core.holds import Holds
-from fanout.core.outbox import Outbox, Outgoing
+from fanout.core.outbox import Outbox, OutboxCounts, Outgoing
 from fanout.core.records import fingerprint, message_to_envelope, receipt_from_stored
 from fanout.core.scripts import Scripts, outgoing_args
 from fanout.errors import BusFull, BusTimeout, IdempotencyConflict, MessageTooLarge, RegionUnreachable
@@ -66,22 +67,17 @@ class Publisher:
         self._under_way: set[Outgoing] = set()
         self._bytes = 0
         self._unreadable = 0
-        self._published = 0
-        self._repeated = 0
-        self._abandoned = 0
+        self._counts = OutboxCounts()
 
     @property
     def counts(self) -> dict[str, int]:
         """What is under way and what went out."""
-        outboxes = [line.outbox for line in self._lines.values()]
         return {
             "outgoing": len(self._under_way),
             "outgoing_bytes": self._bytes,
             "outgoing_held": len(self._holds),
             "holds_dropped": self._holds.dropped,
-            "published": self._published + sum(outbox.published for outbox in outboxes),
-            "repeated": self._repeated + sum(outbox.repeated for outbox in outboxes),
-            "abandoned": self._abandoned + sum(outbox.abandoned for outbox in outboxes),
+            **asdict(self._counts),
             "unreadable_receipts": self._unreadable,
         }
 
@@ -176,7 +172,7 @@ class Publisher:
     def _line(self, call_id: str, tenant: str) -> _Line:
         line = self._lines.get((call_id, tenant))
         if line is None:
-            line = self._lines[call_id, tenant] = _Line(Outbox(call_id, tenant, self._scripts))
+            line = self._lines[call_id, tenant] = _Line(Outbox(call_id, tenant, self._scripts, self._counts))
             self._by_call.setdefault(call_id, []).append(line)
         return line
 
@@ -215,9 +211,6 @@ class Publisher:
         siblings.remove(line)
         if not siblings:
             del self._by_call[outbox.call_id]
-        self._published += outbox.published
-        self._repeated += outbox.repeated
-        self._abandoned += outbox.abandoned
 
     def _on_done(self, line: _Line, outgoing: Outgoing | None) -> None:
         if outgoing is not None:

@@ -6,6 +6,7 @@ after a fail-over took some back.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fanout.core.memory import MemoryEntry
@@ -37,20 +38,27 @@ class ReadTicket(NamedTuple):
     position: Position
 
 
+@dataclass(slots=True)
+class InboxCounts:
+    """What happened, over all inboxes that share it."""
+
+    gaps: int = 0  # in the chain of rings, closed by a read
+    recovered: int = 0  # deliveries that no ring brought
+    duplicates: int = 0  # rings for what was known
+    expired: int = 0
+
+
 class Inbox:
     """A caller hands every delivery on at once, and writes `unwritten` verdicts until they are confirmed."""
 
-    def __init__(self, *, known_max: int = KNOWN_MAX) -> None:
+    def __init__(self, counts: "InboxCounts | None" = None, *, known_max: int = KNOWN_MAX) -> None:
         self._known_max = known_max
         self._known: dict[str, Verdict] = {}
         self._unwritten: dict[str, None] = {}
         self._position = Position()
         self._asked = 0
         self._read = 0
-        self.gaps = 0
-        self.recovered = 0  # deliveries that no bell brought
-        self.repeated = 0  # rings for what was known
-        self.expired = 0
+        self.counts = counts or InboxCounts()
 
     # -- what comes in
 
@@ -60,13 +68,13 @@ class Inbox:
         follows = previous == self._position
         if entry.message_id in self._known:
             # A publisher repeats: it may have missed the answer, or Redis may have lost it.
-            self.repeated += 1
+            self.counts.duplicates += 1
             self._unwritten[entry.message_id] = None
             if follows and here != self._position:
                 self._position = here
             return []
         if not follows or entry.message is None:
-            self.gaps += 1
+            self.counts.gaps += 1
             self.ask_read()
             return []
         self._position = here
@@ -82,7 +90,7 @@ class Inbox:
         for entry in entries:
             if entry.message_id not in self._known:
                 deliveries += self._take(entry, now)
-        self.recovered += len(deliveries)
+        self.counts.recovered += len(deliveries)
         return deliveries
 
     def end_read(self, last: Position, ticket: ReadTicket) -> None:
@@ -115,7 +123,7 @@ class Inbox:
         self._note(message.id, verdict)
         if message.expires_at <= now:
             del verdict.reached["delivered"]
-            self.expired += 1
+            self.counts.expired += 1
             self.settle(message.id, Status.EXPIRED, now, error=_EXPIRED)
             return []
         return [message]

@@ -59,10 +59,19 @@ class Step(NamedTuple):
     run: Run
 
 
+@dataclass(slots=True)
+class OutboxCounts:
+    """What happened, over all outboxes that share it."""
+
+    published: int = 0
+    repeated: int = 0
+    abandoned: int = 0
+
+
 class Outbox:
     """A caller asks for the `step` that is due, carries it out, and gives the answer back before it asks again."""
 
-    def __init__(self, call_id: str, tenant: str, scripts: Scripts) -> None:
+    def __init__(self, call_id: str, tenant: str, scripts: Scripts, counts: OutboxCounts | None = None) -> None:
         self.call_id = call_id
         self.tenant = tenant
         self._scripts = scripts
@@ -72,9 +81,7 @@ class Outbox:
         self._is_busy = False
         self._wait_until = 0.0  # after trouble
         self._pause = scripts.settings.backoff_seconds
-        self.published = 0
-        self.repeated = 0
-        self.abandoned = 0
+        self.counts = counts or OutboxCounts()
 
     @property
     def tag(self) -> str:
@@ -137,8 +144,8 @@ class Outbox:
         if outgoing is None or at is None or at > now:
             return None
         self._is_busy = True
-        self.published += 1
-        self.repeated += outgoing.attempts > 0
+        self.counts.published += 1
+        self.counts.repeated += outgoing.attempts > 0
         outgoing.attempts += 1
         run = self._scripts.publish(
             self._keys, self.tenant, outgoing.args, self._before(outgoing), again=outgoing.receipt is not None
@@ -152,7 +159,7 @@ class Outbox:
         late = [o for o in self._queue.values() if o.expires_at + grace < wall]
         for outgoing in late:
             del self._queue[outgoing.message_id]
-        self.abandoned += len(late)
+        self.counts.abandoned += len(late)
         return late
 
     def _next(self, now: float) -> tuple[Outgoing | None, float | None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from fanout.core.inbox import Entry, Inbox, Position, ReadTicket
+from fanout.core.inbox import Entry, Inbox, InboxCounts, Position, ReadTicket
 from fanout.core.keys import CallKeys
 from fanout.core.memory import Memory
 from fanout.core.records import tombstone_from_stored
@@ -62,6 +62,7 @@ class Ownership:
         new_claim: Callable[[], str],
         read_entry: Callable[[str, str, bytes], Entry],
         expected: Expected | None = None,
+        counts: InboxCounts | None = None,
     ) -> None:
         settings = scripts.settings
         self.record = record
@@ -69,7 +70,7 @@ class Ownership:
         self.phase = Phase.CLAIMING
         self.epoch = 0  # until the claim is written
         self.claim = new_claim()
-        self.inbox = Inbox()
+        self.inbox = Inbox(counts)
         self.memory = Memory(settings.memory_max, settings.memory_max_bytes)
         self.tombstone: Tombstone | None = None  # ours, or the one found in Redis
         self.refusal = ""  # why a take-over came to nothing: absent, changed, fenced, ended

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fanout import BusSettings
 from relay.config import ConfigError, Settings, parse_agents, read
 from relay.devcert import make_certificate
 
@@ -48,7 +49,12 @@ def test_an_empty_variable_is_an_unset_one(value):
     [
         ("RELAY_PORT", "0", "port", 0),
         ("RELAY_OPS_PORT", "65535", "ops_port", 65535),
-        ("RELAY_REGIONS", "iad=redis://a, lhr=rediss://b", "regions", {"iad": "redis://a", "lhr": "rediss://b"}),
+        ("RELAY_REGIONS", "iad=redis://a, lhr=rediss://b,", "regions", {"iad": "redis://a", "lhr": "rediss://b"}),
+        ("RELAY_PREFIX", "acme:relay-2", "prefix", "acme:relay-2"),
+        ("RELAY_BUS_SILENCE_SECONDS", "1.5", "bus_silence_seconds", 1.5),
+        ("RELAY_BUS_NODE_TTL_SECONDS", "60", "bus_node_ttl_seconds", 60.0),
+        ("RELAY_BUS_SWEEP_SECONDS", "0.5", "bus_sweep_seconds", 0.5),
+        ("RELAY_BUS_SOCKET_TIMEOUT", "0.2", "bus_socket_timeout", 0.2),
         ("RELAY_ALLOWED_ORIGINS", " https://a ,https://b,", "allowed_origins", {"https://a", "https://b"}),
         ("RELAY_JWT_SECRET", "a" * 32 + "," + "b" * 32, "jwt_secrets", ("a" * 32, "b" * 32)),
         ("RELAY_UPSTREAM_HEADERS", "api-key: k\nX-A: b:c", "upstream_headers", (("api-key", "k"), ("X-A", "b:c"))),
@@ -62,6 +68,31 @@ def test_what_is_set_is_read(variable, value, attribute, expected):
     assert getattr(settings(**{variable: value}), attribute) == expected
 
 
+def test_a_home_may_be_a_shard_and_a_url_may_name_several_hosts():
+    """The commas between hosts are not those between homes, wherever a line was folded."""
+    shards = {
+        "iad": "redis+sentinel://:pw@s1:26379,s2,s3:26379/main?db=1",
+        "iad-2": "rediss+cluster://user:pw@[::1]:7000,c2?ssl_ca_certs=/ca.pem",
+        "lhr": "redis://h",
+    }
+    text = ",".join(f"{home}={url}" for home, url in shards.items())
+    assert settings(RELAY_REGIONS=text).regions == shards
+    assert settings(RELAY_REGIONS=text.replace(",", " ,\n  ")).regions == shards
+
+
+def test_a_region_may_consist_of_shards_alone():
+    """New calls go to any of them."""
+    assert settings(RELAY_REGIONS="iad-1=redis://a,iad-2=redis://b").region == "iad"
+
+
+def test_the_buss_times_are_its_own_defaults_unless_set():
+    """Two lists of the same numbers would drift apart."""
+    found = settings()
+    own = (found.bus_silence_seconds, found.bus_node_ttl_seconds, found.bus_sweep_seconds, found.bus_socket_timeout)
+    bus = BusSettings
+    assert own == (bus.silence_seconds, bus.node_ttl_seconds, bus.sweep_seconds, bus.socket_timeout)
+
+
 def test_the_upstream_key_goes_where_the_headers_want_it():
     """Azure has a header of its own; the relay's variable goes before OpenAI's."""
     found = settings(RELAY_UPSTREAM_HEADERS="api-key: {key}", RELAY_UPSTREAM_KEY="mine", OPENAI_API_KEY="other")
@@ -71,14 +102,25 @@ def test_the_upstream_key_goes_where_the_headers_want_it():
 COUNTS = ["RELAY_MAX_CALLS", "RELAY_MAX_MESSAGE_BYTES", "RELAY_MAX_BROWSER_MESSAGE_BYTES", "RELAY_HOLD_BYTES"]
 COUNTS += ["RELAY_WRITE_BUFFER_BYTES", "RELAY_SOCKET_BUFFER_BYTES"]
 SECONDS = ["DIAL", "REGISTER", "APPLY", "STALL", "PING", "PONG", "CLOSE", "TOMBSTONE"]
+BUS_TIMES = ["SILENCE_SECONDS", "NODE_TTL_SECONDS", "SWEEP_SECONDS", "SOCKET_TIMEOUT"]
 FILES = ["RELAY_CONFIG", "RELAY_UPSTREAM_CA", "RELAY_TLS_CERT", "RELAY_TLS_KEY", "RELAY_PAGE"]
 BAD = [
     *((variable, value) for variable in COUNTS for value in ("0", "-1", "1.5", "many")),
     *((f"RELAY_{name}_SECONDS", value) for name in SECONDS for value in ("0", "-1", "soon", "nan")),
+    *((f"RELAY_BUS_{name}", value) for name in BUS_TIMES for value in ("0", "-1", "soon", "nan", "61")),
     *(("RELAY_DRAIN_SECONDS", value) for value in ("-1", "soon", "nan")),
     *((variable, value) for variable in ("RELAY_PORT", "RELAY_OPS_PORT") for value in ("-1", "65536", "http")),
     *((variable, value) for variable in FILES for value in ("/nonexistent", "/")),
     *(("RELAY_REGION", value) for value in ("us-east", "us_east", "é", "x" * 25)),
+    *(("RELAY_REGIONS", f"{name}=redis://a") for name in ("us_east", "iad-", "-2", "iad-2-3", "x" * 25, "")),
+    ("RELAY_REGIONS", "iad=redis://a,iad=redis://b"),
+    ("RELAY_REGIONS", "iad=redis://a,lhr"),
+    ("RELAY_REGIONS", "iad=redis://a,redis://b"),
+    ("RELAY_REGIONS", "iad=redis+sentinel://a"),
+    ("RELAY_REGIONS", "iad=redis+cluster://a/1"),
+    ("RELAY_REGIONS", "iad=redis+other://a"),
+    ("RELAY_REGIONS", "iad=redis://a?ssl_ca_certs=/ca.pem"),
+    *(("RELAY_PREFIX", value) for value in ("a{b}", "a b", "é", "a*")),
     ("RELAY_JWT_SECRET", "short"),
     ("RELAY_JWT_SECRET", f"{SECRET},short"),
     ("RELAY_UPSTREAM_HEADERS", "no colon"),
@@ -105,6 +147,10 @@ def test_a_bad_value_names_its_variable(variable, value):
         ("RELAY_REGIONS", f"us-east=redis://:{SECRET}@host"),
         ("RELAY_REGIONS", f"iad=redis://:{SECRET}\u2100@host"),
         ("RELAY_REGIONS", f"iad=redis://a,:{SECRET}=b"),
+        ("RELAY_REGIONS", f"iad=redis://:a,{SECRET}=b@host"),
+        ("RELAY_REGIONS", f"iad=redis+sentinel://:{SECRET}@a,b"),
+        ("RELAY_REGIONS", f"iad=redis+sentinel://:{SECRET}@a/m?sentinel_pasword={SECRET}"),
+        ("RELAY_REGIONS", f"iad=redis+cluster://{SECRET}@a"),
         ("RELAY_REGIONS", f"redis://:{SECRET}=redis://b"),
         ("RELAY_UPSTREAM_URL", f"https://u:{SECRET}@host"),
         ("RELAY_UPSTREAM_URL", f"u:{SECRET}@host"),
@@ -149,13 +195,31 @@ def test_settings_show_no_secret():
         ({"RELAY_UPSTREAM_URL": ""}, "OPENAI_API_KEY"),
         ({"RELAY_UPSTREAM_URL": "", "OPENAI_API_KEY": ""}, "OPENAI_API_KEY"),
         ({"RELAY_REGIONS": "lhr=redis://b"}, "RELAY_REGIONS"),
+        ({"RELAY_REGIONS": "lhr-iad=redis://b"}, "RELAY_REGIONS"),
         ({"RELAY_REGIONS": ","}, "RELAY_REGIONS"),
+        ({"RELAY_BUS_SILENCE_SECONDS": "1"}, "RELAY_BUS_SILENCE_SECONDS"),
+        ({"RELAY_BUS_SILENCE_SECONDS": "8"}, "RELAY_BUS_NODE_TTL_SECONDS"),
+        ({"RELAY_BUS_NODE_TTL_SECONDS": "3"}, "RELAY_BUS_NODE_TTL_SECONDS"),
         ({"RELAY_TLS_CERT": __file__}, "RELAY_TLS_KEY"),
         ({"RELAY_TLS_KEY": __file__}, "RELAY_TLS_CERT"),
         ({"RELAY_STALL_SECONDS": "40"}, "RELAY_STALL_SECONDS"),
         ({"RELAY_PING_SECONDS": "5", "RELAY_PONG_SECONDS": "5"}, "RELAY_STALL_SECONDS"),
     ],
-    ids=["no secret", "no key", "empty key", "region not listed", "no region", "cert", "key", "stall", "ping"],
+    ids=[
+        "no secret",
+        "no key",
+        "empty key",
+        "region not listed",
+        "region is another's shard",
+        "no region",
+        "silence",
+        "silence and ttl",
+        "ttl",
+        "cert",
+        "key",
+        "stall",
+        "ping",
+    ],
 )
 def test_settings_that_do_not_go_together_are_refused_by_name(changes, named):
     """Each of them alone would be fine, and the node would fail only with the first call."""

@@ -47,7 +47,7 @@ def test_a_ring_after_a_gap_delivers_nothing_and_asks_for_a_read():
     ring(inbox, 1)
     assert ring(inbox, 3) == []
     assert inbox.needs_read
-    assert inbox.gaps == 1
+    assert inbox.counts.gaps == 1
     assert read(inbox, [1, 2, 3]) == ["m2", "m3"]
     assert not inbox.needs_read
     assert ring(inbox, 4) == ["m4"]
@@ -81,7 +81,7 @@ def test_a_read_that_a_ring_overtook_does_not_set_the_position_back():
     assert ring(inbox, 1) == ["m1"]
     assert read(inbox, [], ticket) == []
     assert ring(inbox, 2) == ["m2"]
-    assert inbox.gaps == 0
+    assert inbox.counts.gaps == 0
 
 
 def test_a_new_owner_learns_the_place_from_the_read_even_if_nothing_is_left_in_the_stream():
@@ -89,7 +89,7 @@ def test_a_new_owner_learns_the_place_from_the_read_even_if_nothing_is_left_in_t
     inbox = Inbox()
     inbox.end_read(place(7), inbox.begin_read())
     assert ring(inbox, 8) == ["m8"]
-    assert inbox.gaps == 0
+    assert inbox.counts.gaps == 0
 
 
 def test_the_sweep_reads_only_where_the_last_entry_is_another():

@@ -308,7 +308,7 @@ def test_an_owner_that_never_answers_is_waited_for_and_then_given_up(world):
     world.publish()
     assert world.outbox.expire(world.now + 61) == []
     [outgoing] = world.outbox.expire(world.now + 3600)
-    assert (outgoing.message_id, world.outbox.abandoned, world.outbox.is_empty) == ("m1", 1, True)
+    assert (outgoing.message_id, world.outbox.counts.abandoned, world.outbox.is_empty) == ("m1", 1, True)
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["lost", "known"])
