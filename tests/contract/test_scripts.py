@@ -172,8 +172,15 @@ def _messages(both):
     assert both.publish(body=b"y") == [b"conflict"]
     assert both.publish("m3")[0] == b"receipt"
     assert both.publish("m4") == [b"full"]
-    assert both.settle("applied", memory=(0, b"x")) == [b"held"]
-    assert both.settle("applied", "m2", memory=(1, b"y")) == [b"rewrite"]
+    assert (both.read()[3], len(both.read()[4])) == (1, 2)
+    assert (both.read(after="m1")[3], len(both.read(after="m1")[4])) == (0, 2)
+    assert both.settle("delivered", "m2") == both.settle("delivered", "m2") == [b"held"]
+    assert both.settle("applied", memory=(0, b"x")) == both.settle("applied", memory=(-1, b"x")) == [b"held"]
+    assert (
+        both.settle("applied", "m2", memory=(-1, b"y"))
+        == both.settle("applied", "m2", memory=(1, b"y"))
+        == [b"rewrite"]
+    )
     assert both.publish("m4")[0] == b"receipt"
     both.end()
     assert both.publish("m3")[0] == b"receipt"
@@ -181,6 +188,14 @@ def _messages(both):
     assert both.publish("m5", again=True)[0] == b"receipt"
     assert both.lookup("m5")[0] == b"ended"
     assert both.lookup(tenant="other") == [b"absent"]
+
+
+def _long_messages(both):
+    """Bytes are counted too: what just fits is taken."""
+    both.claim("fresh")
+    assert both.publish("m1", body=b"long")[0] == both.publish("m2", body=b"long")[0] == b"receipt"
+    assert both.publish("m3") == [b"full"]
+    assert (both.read()[3], len(both.read()[4])) == (1, 1)
 
 
 def _a_new_server(both):
@@ -225,7 +240,7 @@ def _phases(both):
             assert both.claim("take") == ([b"settling", left_ms] if left_ms else [b"absent"])
 
 
-STORIES = (_fences, _claims, _messages, _a_new_server, _nodes, _phases)
+STORIES = (_fences, _claims, _messages, _long_messages, _a_new_server, _nodes, _phases)
 
 
 def _documented(name):

@@ -240,6 +240,8 @@ class MemoryStore:
     def unwant(self, channel: str) -> None:
         """See `Store.unwant`."""
         self._wanted.discard(channel)
+        if not any(tag_in(other) == tag_in(channel) for other in self._wanted):
+            self._deafness.heard(tag_in(channel), asyncio.get_running_loop().time())
         self._subscriptions.unwant(channel)
         self._send_wishes()
 

@@ -428,7 +428,7 @@ class RedisModel:
         floor = receipt["reached"].get(b"accepted", 0)
         steps = {step: max(at, floor) for step, at in msgpack.unpackb(reached, raw=True).items()}
         receipt = {**receipt, "status": status, "item_id": item_id, "error": error, "node": node, "region": region}
-        receipt["by"] = {**{step: (node, region) for step in steps}, **receipt["by"]}
+        receipt["by"] = {**dict.fromkeys(steps, (node, region)), **receipt["by"]}
         receipt["reached"] = {**steps, **receipt["reached"]}
         self._save(receipts, call_id, message_id, receipt, ttl_ms)
         if _is_terminal(receipt):
