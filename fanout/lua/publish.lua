@@ -20,6 +20,13 @@ if known then
     known = cmsgpack.pack(receipt)
     redis.call('HSET', RECEIPTS, message_id, known)
   end
+  if ended[1] and PHASE == 'normal' and not is_terminal(receipt) then
+    -- Its owner ended the call without knowing of it, and nobody will say more.
+    receipt.status, receipt.error, receipt.node, receipt.region = 'failed', ARGS[16], ARGS[9], ARGS[10]
+    receipt.reached.failed, receipt.by.failed = NOW, {ARGS[9], ARGS[10]}
+    save(call_id, message_id, receipt, ARGS[17])
+    known = redis.call('HGET', RECEIPTS, message_id)
+  end
   if not is_terminal(receipt) then
     redis.call('SPUBLISH', BELL, cmsgpack.pack({VERSION, receipt.entry, message_id, '', '', ''}))
   end

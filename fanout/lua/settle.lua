@@ -43,7 +43,8 @@ end
 save(ARGS[3], ARGS[4], receipt, ARGS[12])
 if is_terminal(receipt) then
   if receipt.entry ~= '' and redis.call('XDEL', INBOX, receipt.entry) == 1 then
-    redis.call('HINCRBY', CALL, 'inbox_bytes', -receipt.size)
+    local bytes = tonumber(redis.call('HGET', CALL, 'inbox_bytes') or '0')
+    redis.call('HSET', CALL, 'inbox_bytes', digits(math.max(0, bytes - receipt.size))) -- 0: the call's hash was lost
   end
   redis.call('RPUSH', SETTLED, digits(NOW_MS) .. ' ' .. ARGS[4])
   redis.call('PEXPIRE', SETTLED, ARGS[12])

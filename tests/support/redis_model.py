@@ -278,6 +278,12 @@ class RedisModel:
                 receipt = {**receipt, "tell": [*receipt["tell"], channel]}
                 packed = _pack(receipt)
                 self._keys[receipts][message_id] = (receipt, packed)
+            if ended and self._phase == b"normal" and not _is_terminal(receipt):
+                receipt = {**receipt, "status": b"failed", "error": error, "node": node, "region": region}
+                receipt["reached"] = {**receipt["reached"], b"failed": self._now}
+                receipt["by"] = {**receipt["by"], b"failed": (node, region)}
+                self._save(receipts, call_id, message_id, receipt, tombstone_ttl_ms)
+                packed = self._keys[receipts][message_id][1]
             if not _is_terminal(receipt):
                 self.published.append((bell, _pack((_VERSION, receipt["entry"], message_id, b"", b"", b""))))
             return [b"receipt", packed]
@@ -371,9 +377,12 @@ class RedisModel:
     def _reserve(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, _, _, tombstone, *_ = keys
         tenant, ttl_ms = args
-        if key in self._keys or tombstone in self._keys:
+        held = self._keys.get(key)
+        if tombstone in self._keys:
             return [b"taken"]
-        self._keys[key] = {b"tenant": tenant, b"state": b"reserved"}
+        if held and (held.get(b"tenant"), held.get(b"state")) != (tenant, b"reserved"):
+            return [b"taken"]
+        self._keys.setdefault(key, {}).update({b"tenant": tenant, b"state": b"reserved"})
         self._expire(key, ttl_ms)
         return [b"reserved"]
 
@@ -434,7 +443,7 @@ class RedisModel:
         if _is_terminal(receipt):
             stream: _Stream | None = self._keys.get(inbox)
             if stream and receipt["entry"] and stream.entries.pop(receipt["entry"], None):
-                call[b"inbox_bytes"] = b"%d" % (int(call.get(b"inbox_bytes", b"0")) - receipt["size"])
+                call[b"inbox_bytes"] = b"%d" % max(0, int(call.get(b"inbox_bytes", b"0")) - receipt["size"])
             self._keys.setdefault(settled, []).append(b"%d %b" % (self._now_ms, message_id))
             self._expire(settled, ttl_ms)
             self._forget_settled(settled, receipts, self._now_ms - int(kept_ms))
