@@ -24,11 +24,12 @@ class Position(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of the stream; `message` is None where it cannot be read."""
+    """One entry of the stream; `message` is None where it cannot be read, `is_applied` if an earlier owner said so."""
 
     entry_id: str
     message_id: str
     message: Message | None
+    is_applied: bool = False
 
 
 class ReadTicket(NamedTuple):
@@ -121,7 +122,7 @@ class Inbox:
             return []
         verdict = Verdict(Status.DELIVERED, message.wants_response, message.item_id, {"delivered": now})
         self._note(message.id, verdict)
-        if message.expires_at <= now:
+        if message.expires_at <= now and not entry.is_applied:
             del verdict.reached["delivered"]
             self.counts.expired += 1
             self.settle(message.id, Status.EXPIRED, now, error=_EXPIRED)

@@ -382,7 +382,10 @@ class Ownership:
         _, last_entry, last_message, more, entries = outcome
         if self.phase is not Phase.HELD:
             return []
-        read = [self._read_entry(entry.decode(), message.decode(), packed) for entry, message, packed in entries]
+        read = [
+            self._read_entry(entry.decode(), message.decode(), packed)._replace(is_applied=bool(is_applied))
+            for entry, message, packed, is_applied in entries
+        ]
         deliveries = self.inbox.on_entries(read, wall)
         if more:
             self._read_after = entries[-1][0].decode()

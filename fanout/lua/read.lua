@@ -1,7 +1,7 @@
 -- A part of a call's inbox, which holds what has no terminal receipt; entries and last entry agree.
 -- ARGS: 1 epoch, 2 claim, 3 entry to read after (or empty), 4 most entries, 5 bytes after which no entry is added
--- Returns held (last entry, last message, more (1, 0), entries as {id, message id, envelope}), behind, fenced (epoch)
--- or ended (tombstone).
+-- Returns held (last entry, last message, more (1, 0), entries as {id, message id, envelope, applied (1, 0)}), behind,
+-- fenced (epoch) or ended (tombstone).
 local answer = fence(ARGS[1], ARGS[2])
 if answer[1] ~= 'held' then return answer end
 local last = redis.call('HMGET', CALL, 'last_entry', 'last_message')
@@ -15,6 +15,8 @@ while true do
     break
   end
   after, bytes = found[1], bytes + #found[2][4]
-  table.insert(entries, {found[1], found[2][2], found[2][4]})
+  local receipt = redis.call('HGET', RECEIPTS, found[2][2])
+  local is_applied = receipt and cmsgpack.unpack(receipt).status == 'applied'
+  table.insert(entries, {found[1], found[2][2], found[2][4], is_applied and 1 or 0})
 end
 return {'held', last[1] or '', last[2] or '', more, entries}

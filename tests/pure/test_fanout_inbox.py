@@ -154,6 +154,13 @@ def test_an_entry_that_cannot_be_read_fails_and_does_not_block_the_rest():
     assert dict(inbox.unwritten())["m1"].status is Status.FAILED
 
 
+def test_a_message_that_an_earlier_owner_applied_does_not_expire():
+    """The item is in the conversation; what may be missing is the response to it."""
+    inbox = Inbox()
+    late = entry(1, expires_at=NOW)._replace(is_applied=True)
+    assert [message.id for message in inbox.on_entries([late], NOW)] == ["m1"]
+
+
 def test_a_verdict_only_climbs():
     """A late "applied" must not cover the end, and a second end changes nothing."""
     inbox = Inbox()

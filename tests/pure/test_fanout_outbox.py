@@ -77,7 +77,7 @@ class World:
 
     def inbox(self) -> list[str]:
         answer = self.redis.execute(SCRIPTS.read(KEYS, self.epoch, CLAIM, ""), self.now)
-        return [message_id.decode() for _, message_id, _ in answer[4]]
+        return [message_id.decode() for _, message_id, *_ in answer[4]]
 
     def _finish(self, outgoing: Outgoing | None) -> None:
         if outgoing is not None:

@@ -330,7 +330,7 @@ class RedisModel:
         return [b"receipt", packed]
 
     def _read(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, *_ = keys
+        _, key, inbox, receipts, *_ = keys
         epoch, claim, after, most, most_bytes = args
         answer = self._fence(keys, epoch, claim)
         if answer[0] != b"held":
@@ -342,7 +342,9 @@ class RedisModel:
                 more = 1
                 break
             size += len(envelope)
-            entries.append([entry, message_id, envelope])
+            known = self._keys.get(receipts, {}).get(message_id)
+            is_applied = known is not None and known[0]["status"] == b"applied"
+            entries.append([entry, message_id, envelope, int(is_applied)])
         return [b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), more, entries]
 
     def _recall(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
