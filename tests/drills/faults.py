@@ -70,10 +70,13 @@ async def nothing(stage: Stage) -> None:
 
 async def subscribers_killed(stage: Stage) -> None:
     """CLIENT KILL TYPE pubsub every half second, in both regions."""
+    killed = 0
     for _ in range(_KILLS):
         for region in REGIONS:
-            await stage.fleet.standalone(region).kill_subscribers()
+            killed += await stage.fleet.standalone(region).kill_subscribers()
         await stage.pause(0.5)
+    if killed < _KILLS:
+        raise RuntimeError(f"only {killed} connections that subscribe were there to be killed")
 
 
 async def redis_restarted(stage: Stage) -> None:
@@ -179,6 +182,7 @@ class Drill:
     fault: Callable[[Stage], Awaitable[None]]
     home: str = "one server"  # of the broken region; or `sentinel`, `cluster`
     hits: str = "region"  # what it breaks: a region's Redis, a `node`, `far` ways, `all`, `nothing`
+    felt_seconds: float = 0.0  # a message that it hits takes so long, or the fault did not happen
     frozen_seconds: float = 0.0  # how long the slow node stands still: its calls' audio may be held up so much longer
     copies: int = 1  # of each request, at the same time
     has_big_messages: bool = False
@@ -187,16 +191,16 @@ class Drill:
 DRILLS: Final = (
     Drill("calm", nothing, hits="nothing"),
     Drill("subscribers-killed", subscribers_killed, hits="all"),
-    Drill("redis-restarted", redis_restarted),
-    Drill("redis-frozen", redis_frozen),
-    Drill("master-killed", master_killed, "sentinel"),
-    Drill("master-frozen", master_frozen, "sentinel"),
+    Drill("redis-restarted", redis_restarted, felt_seconds=0.5),
+    Drill("redis-frozen", redis_frozen, felt_seconds=3.0),
+    Drill("master-killed", master_killed, "sentinel", felt_seconds=0.5),
+    Drill("master-frozen", master_frozen, "sentinel", felt_seconds=0.5),
     Drill("planned-failover", planned_failover, "sentinel"),
-    Drill("unreplicated-master-killed", unreplicated_master_killed, "sentinel"),
+    Drill("unreplicated-master-killed", unreplicated_master_killed, "sentinel", felt_seconds=0.5),
     Drill("slots-migrated", slots_migrated, "cluster"),
-    Drill("primary-killed", primary_killed, "cluster"),
-    Drill("link-cut", link_cut, hits="far"),
-    Drill("node-frozen", node_frozen, hits="node", frozen_seconds=5.0),
-    Drill("slow-owner", slow_owner, hits="node", frozen_seconds=1.0, has_big_messages=True),
+    Drill("primary-killed", primary_killed, "cluster", felt_seconds=0.5),
+    Drill("link-cut", link_cut, hits="far", felt_seconds=3.0),
+    Drill("node-frozen", node_frozen, hits="node", felt_seconds=2.5, frozen_seconds=5.0),
+    Drill("slow-owner", slow_owner, hits="node", felt_seconds=0.25, frozen_seconds=1.0, has_big_messages=True),
     Drill("copies", nothing, hits="nothing", copies=3),
 )

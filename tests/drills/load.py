@@ -42,8 +42,21 @@ class Load:
         self._speakers = Speakers(self._callers, frame_ms)
         self._speakers.start()
 
+    async def warm(self, token: str, timeout_ms: int, seconds: float) -> None:
+        """Until every node has put a message into a call of every region: a new Redis is not trusted at once."""
+        plan = Plan(period_seconds=0.0, timeout_ms=timeout_ms)
+        http = aiohttp.ClientSession(timeout=client_timeout(plan), connector=aiohttp.TCPConnector(limit=0))
+        self._desk = Desk(await self._stack.enter_async_context(http), {"Authorization": f"Bearer {token}"})
+        calls = {_home(caller): caller for caller in self._callers}
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+            for caller in calls.values():
+                for node in self._nodes:
+                    tasks.create_task(self._publisher(plan, caller, node, "warm").run_until_applied())
+        self._desk.answers.clear()
+        self._desk.longest_answer_ms = 0.0
+
     async def publish(
-        self, token: str, rate: float, plan: dict[str, Any], hit: dict[str, str], big_to: str | None, seed: int
+        self, rate: float, plan: dict[str, Any], hit: dict[str, str], big_to: str | None, seed: int
     ) -> None:
         """Begin to send so many messages a second to all calls together, through every node to every call.
 
@@ -53,28 +66,31 @@ class Load:
         self._hit = hit
         pairs = [(caller, node) for caller in self._callers for node in self._nodes]
         given = Plan(period_seconds=len(pairs) / rate, **plan)
-        http = aiohttp.ClientSession(timeout=client_timeout(given), connector=aiohttp.TCPConnector(limit=0))
-        self._desk = Desk(await self._stack.enter_async_context(http), {"Authorization": f"Bearer {token}"})
         chance = random.Random(seed)
         chance.shuffle(pairs)
         starts = stagger(len(pairs), given.period_seconds, iter(chance.random, None))
         for (caller, node), first in zip(pairs, starts, strict=True):
-            self._start(self._publisher(given, caller, node), first)
+            self._start(self._publisher(given, caller, node, self._lane(caller, node)), first)
         rare = Plan(given.period_seconds * _BIG_PERIODS, given.timeout_ms, given.copies)
         listeners = [caller for caller in self._callers if caller.node == big_to]
         for place, caller in enumerate(listeners):
-            publisher = self._publisher(rare, caller, self._nodes[-1 - place % 2], big=True)
+            publisher = self._publisher(rare, caller, self._nodes[-1 - place % 2], "big")
             self._start(publisher, place * rare.period_seconds / len(listeners))
 
-    def _publisher(self, plan: Plan, caller: Caller, node: dict[str, str], big: bool = False) -> Publisher:
-        url = _items_url(node, caller)
-        lane = "big" if big else self._lane(caller, node)
-        name = f"{node['name']}-big" if big else node["name"]
-        size = _BIG_BYTES if big else 0
-        return Publisher(self._desk, plan, name=name, call=caller.number, url=url, lane=lane, size=size)
+    def _publisher(self, plan: Plan, caller: Caller, node: dict[str, str], lane: str) -> Publisher:
+        return Publisher(
+            self._desk,
+            plan,
+            name=f"{node['name']}-{lane}",
+            node=node["name"],
+            call=caller.number,
+            url=_items_url(node, caller),
+            lane=lane,
+            size=_BIG_BYTES if lane == "big" else 0,
+        )
 
     def _lane(self, caller: Caller, node: dict[str, str]) -> str:
-        home = caller.call_id.split("_")[1]
+        home = _home(caller)
         is_far = home != node["region"]
         is_hit = (
             self._hit.get("region") == home
@@ -100,7 +116,7 @@ class Load:
         places = {node["name"]: place for place, node in enumerate(self._nodes)}
         urls = {}
         for sending in self._desk.sendings:
-            place = places[sending.publisher.removesuffix("-big")]
+            place = places[sending.node]
             other = self._nodes[(place + 1) % len(self._nodes)]
             urls[sending.id] = f"{_items_url(other, self._callers[sending.call])}/{sending.id}"
         return await Readers(self._desk, urls).run(seconds)
@@ -130,6 +146,10 @@ class Load:
             caller.hang_up()
 
 
+def _home(caller: Caller) -> str:
+    return caller.call_id.split("_")[1]
+
+
 def _items_url(node: dict[str, str], caller: Caller) -> str:
     return f"{node['url']}/v1/realtime/calls/{caller.call_id}/items"
 
@@ -137,7 +157,7 @@ def _items_url(node: dict[str, str], caller: Caller) -> str:
 async def _main() -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         load = Load(tasks, stack)
-        await obey((load.open, load.publish, load.finish, load.settle, load.hush, load.calls, load.told))
+        await obey((load.open, load.warm, load.publish, load.finish, load.settle, load.hush, load.calls, load.told))
         load.hang_up()
 
 

@@ -43,6 +43,7 @@ class Sending:
     publisher: str
     number: int
     lane: str
+    node: str
     parts: list[str]  # of the text: one may have so many letters only
     first_wall: float = 0.0
     accepted: bool = False
@@ -101,10 +102,13 @@ class Desk:
 class Publisher:
     """Sends one message after the other into one call through one node."""
 
-    def __init__(self, desk: Desk, plan: Plan, *, name: str, call: int, url: str, lane: str, size: int = 0) -> None:
+    def __init__(
+        self, desk: Desk, plan: Plan, *, name: str, node: str, call: int, url: str, lane: str, size: int = 0
+    ) -> None:
         self._desk = desk
         self._plan = plan
         self._name = name
+        self._node = node
         self._call = call
         self._url = url  # of the call's items
         self._lane = lane
@@ -122,11 +126,19 @@ class Publisher:
             due = max(due + self._plan.period_seconds, time.monotonic())
             await self._send(self._make())
 
+    async def run_until_applied(self) -> None:
+        """Send one message after the other until one was answered as applied."""
+        applied_ms = None
+        while applied_ms is None:
+            sending = self._make()
+            await self._send(sending)
+            applied_ms = sending.applied_ms
+
     def _make(self) -> Sending:
         number, self._next = self._next, self._next + 1
         message_id = f"m{self._call}-{self._name}-{number}"
         parts = [f"{message_id} for the model", *self._filling]
-        sending = Sending(message_id, self._call, self._name, number, self._lane, parts, first_wall=time.time())
+        sending = Sending(message_id, self._call, self._name, number, self._lane, self._node, parts, time.time())
         self._desk.sendings.append(sending)
         return sending
 

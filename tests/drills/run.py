@@ -55,14 +55,16 @@ SHORT: Final = Size(
     timeout_ms=2000,
     scale=0.4,
     warm_seconds=1.5,
-    recovery_seconds=3.0,
+    recovery_seconds=2.5,
     finish_seconds=15.0,
     settle_seconds=15.0,
     held_ms=1000.0,
     p99_ms=1000.0,
     env={
         "RELAY_BUS_SILENCE_SECONDS": "1.5",
-        "RELAY_BUS_NODE_TTL_SECONDS": "4",
+        "RELAY_BUS_NODE_TTL_SECONDS": "3",
+        "RELAY_BUS_MARGIN_SECONDS": "0.5",
+        "RELAY_BUS_REWRITE_SECONDS": "0.5",
         "RELAY_BUS_SWEEP_SECONDS": "3",
         "RELAY_BUS_SOCKET_TIMEOUT": "1",
     },
@@ -103,10 +105,11 @@ async def _under_load(drill: Drill, fleet: Fleet, size: Size, seed: int) -> dict
     named = {"region": BROKEN, "node": stage.slow_node.name}
     hit = {drill.hits: named.get(drill.hits, "")}
     big_to = stage.slow_node.name if drill.has_big_messages else None
-    before = _Cpu(fleet)
     token = fleet.token("control", "read")
     rate = size.messages_per_second
-    await load.ask("publish", token=token, rate=rate, plan=plan, hit=hit, big_to=big_to, seed=seed)
+    await load.ask("warm", token=token, timeout_ms=size.timeout_ms, seconds=size.settle_seconds)
+    before = _Cpu(fleet)
+    await load.ask("publish", rate=rate, plan=plan, hit=hit, big_to=big_to, seed=seed)
     await asyncio.sleep(size.warm_seconds)
     await drill.fault(stage)
     await asyncio.sleep(size.recovery_seconds)
@@ -128,8 +131,8 @@ async def _judged(drill: Drill, fleet: Fleet, size: Size, stage: Stage) -> tuple
         Audio(
             call=call["call"],
             sent=call["frames"],
-            heard=heard[call["call"]]["heard"],
-            disordered=heard[call["call"]]["disordered"],
+            heard=int(heard[call["call"]]["heard"]),
+            disordered=int(heard[call["call"]]["disordered"]),
             held_ms=heard[call["call"]]["held_ms"],
             held_limit_ms=size.held_ms + (frozen_ms if call["node"] == stage.slow_node.name else 0.0),
         )
@@ -144,6 +147,7 @@ async def _judged(drill: Drill, fleet: Fleet, size: Size, stage: Stage) -> tuple
         audio,
         ended,
         p99_limit_ms=size.p99_ms,
+        felt_ms=drill.felt_seconds * size.scale * 1000,
     )
     verdict.blame("processes ended", [each.name for each in fleet.processes if each.has_ended])
     verdict.blame("nodes logged an error that nobody caught", fleet.troubles())

@@ -1,4 +1,4 @@
-"""Every drill once, short and with less load: a fleet of real processes keeps its promises while parts of it break.
+"""Every fault once, short and with less load: a fleet of real processes keeps its promises while parts of it break.
 
 `python -m tests.drills` runs them at full length.
 """
@@ -12,7 +12,8 @@ from tests.drills.fleet import Placement
 from tests.drills.report import table
 from tests.drills.run import SHORT, carry_out
 
-ENGINES = list(zip(DRILLS, cycle(("redis", "valkey")), strict=False))
+FAULTY = [drill for drill in DRILLS if drill.name != "calm"]  # which all of them contain
+ENGINES = list(zip(FAULTY, cycle(("redis", "valkey")), strict=False))
 
 
 @pytest.mark.timeout(SHORT.limit_seconds + 30)

@@ -66,7 +66,7 @@ async def relay_that_answers(*answers: tuple[int, dict]) -> AsyncIterator[tuple[
 
 async def publish_one(desk: Desk, url: str, copies: int = 1) -> None:
     """Let a publisher send its first message and bring it to its end."""
-    publisher = Publisher(desk, Plan(60.0, 1000, copies), name="a", call=0, url=url, lane="near")
+    publisher = Publisher(desk, Plan(60.0, 1000, copies), name="a", node="a", call=0, url=url, lane="near")
     async with asyncio.timeout(5):
         await publisher.run(0.0)
 

@@ -34,10 +34,10 @@ def conversations(messages=SENT):
     return found
 
 
-def judged(messages=SENT, answers=None, seen=None, audio=AUDIO, ended=()):
+def judged(messages=SENT, answers=None, seen=None, audio=AUDIO, ended=(), felt_ms=0.0):
     """The verdict on a drill that differs from a good one in what is given."""
     seen = conversations() if seen is None else seen
-    return judge(messages, answers or {"200": len(messages)}, seen, audio, ended, p99_limit_ms=500.0)
+    return judge(messages, answers or {"200": len(messages)}, seen, audio, ended, p99_limit_ms=500.0, felt_ms=felt_ms)
 
 
 def changed(place, **fields):
@@ -188,3 +188,13 @@ def test_only_what_a_drill_leaves_alone_has_to_be_quick(lane):
         if lane in {"near", "far"}
         else []
     )
+
+
+def test_a_fault_that_nobody_felt_is_named():
+    """A drill whose fault did not happen would keep every promise."""
+    hit = [replace(message, lane="hit", applied_ms=600.0) for message in SENT]
+    assert judged(hit, felt_ms=600.0).broken == []
+    assert judged(hit, felt_ms=601.0).broken == [
+        "1 faults were not felt, so that the drill shows nothing: no message took 601 ms"
+    ]
+    assert judged(felt_ms=1.0).broken != []

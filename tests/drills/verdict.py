@@ -17,8 +17,8 @@ _REFUSED: Final = frozenset({"failed", "expired", "rejected"})
 _EXAMPLES: Final = 3
 
 # What a message's latency is counted under. Near and far: the drill leaves it alone, and its node is in the call's home
-# region, or isn't. Hit: what the drill breaks is on its way. Big: it is about as large as a message may be.
-LANES: Final = ("near", "far", "hit", "big")
+# region, or isn't. Hit: what the drill breaks is on its way. Big: nearly the largest. Warm: sent before.
+LANES: Final = ("near", "far", "hit", "big", "warm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,9 @@ def judge(
     conversations: Mapping[int, Sequence[Item]],
     audio: Sequence[Audio],
     ended: Sequence[str],
+    *,
     p99_limit_ms: float,
+    felt_ms: float,
 ) -> Verdict:
     """Compare what was told with what the model has.
 
@@ -108,6 +110,7 @@ def judge(
         audio: of each call.
         ended: a line for each call that ended.
         p99_limit_ms: of the latency of what the drill leaves alone.
+        felt_ms: that some message which the drill hits must have taken; otherwise nothing was broken.
     """
     verdict = Verdict(len(messages), sum(message.accepted for message in messages), dict(answers))
     _judge_answers(verdict, messages)
@@ -124,6 +127,9 @@ def judge(
     calm = {lane: found.p99 for lane, found in verdict.latency.items() if lane in {"near", "far"}}
     slow = [f"p99 {lane} {p99:.0f} ms" for lane, p99 in calm.items() if p99 > p99_limit_ms]
     verdict.blame("kinds of messages were slow that the drill leaves alone", slow)
+    longest = max((found.longest for lane, found in verdict.latency.items() if lane in {"hit", "big"}), default=0.0)
+    if longest < felt_ms:
+        verdict.blame("faults were not felt, so that the drill shows nothing", [f"no message took {felt_ms:.0f} ms"])
     return verdict
 
 
@@ -147,7 +153,10 @@ def _judge_answers(verdict: Verdict, messages: Sequence[Message]) -> None:
 
 def _judge_receipts(verdict: Verdict, messages: Sequence[Message], conversations: Mapping[int, Sequence[Item]]) -> None:
     there = {call: {item.id for item in items} for call, items in conversations.items()}
-    missing, untold, refused, denied = [], [], [], []
+    missing: list[str] = []
+    untold: list[str] = []
+    refused: list[str] = []
+    denied: list[str] = []
     for message in messages:
         is_there = message.id in there.get(message.call, ())
         if message.receipt in _REFUSED:
