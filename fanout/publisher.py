@@ -125,8 +125,6 @@ class Publisher:
 
     def on_new_server(self, tags: frozenset[str]) -> None:
         """Another Redis serves these partitions: what it may have lost is published once more."""
-        settings = self._settings
-        not_before = self._now() + settings.settling_seconds + settings.rewrite_seconds
         for line in self._lines.values():
             if line.outbox.tag in tags:
                 line.outbox.on_new_server()
@@ -134,7 +132,7 @@ class Publisher:
         for held in self._holds.take(tags):
             line = self._line(held.outbox.call_id, held.outbox.tenant)
             if line.outbox.get(held.outgoing.message_id) is None:
-                line.outbox.add_again(held.outgoing, not_before)
+                line.outbox.add_again(held.outgoing, self._now())
                 self._enter(held.outgoing)
             self._carry(line)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from fanout.core.memory import MemoryEntry
 from fanout.core.verdicts import Verdict
 from fanout.messages import Message, Status
@@ -24,12 +26,16 @@ class Position(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of the stream; `message` is None where it cannot be read, `is_applied` if an earlier owner said so."""
+    """One entry of the stream; `message` is None where it cannot be read.
+
+    Its receipt may say that it was applied, or answered, under an earlier owner.
+    """
 
     entry_id: str
     message_id: str
     message: Message | None
     is_applied: bool = False
+    is_answered: bool = False
 
 
 class ReadTicket(NamedTuple):
@@ -120,9 +126,11 @@ class Inbox:
             self._note(entry.message_id, Verdict(Status.DELIVERED, wants_response=False, reached={"delivered": now}))
             self.settle(entry.message_id, Status.FAILED, now, error=_UNREADABLE)
             return []
+        if entry.is_answered:
+            message = msgspec.structs.replace(message, response=False)  # it was given; only the item may be missing
         verdict = Verdict(Status.DELIVERED, message.wants_response, message.item_id, {"delivered": now})
         self._note(message.id, verdict)
-        if message.expires_at <= now and not entry.is_applied:
+        if message.expires_at <= now and not (entry.is_applied or entry.is_answered):
             del verdict.reached["delivered"]
             self.counts.expired += 1
             self.settle(message.id, Status.EXPIRED, now, error=_EXPIRED)

@@ -103,9 +103,13 @@ class Outbox:
         """Put one more at the end."""
         self._queue[outgoing.message_id] = outgoing
 
-    def add_again(self, outgoing: Outgoing, not_before: float) -> None:
-        """One that had its end, which another Redis may not know: say it once more."""
-        outgoing.next_at = not_before
+    def add_again(self, outgoing: Outgoing, now: float) -> None:
+        """One that had its end, which another Redis may not know: say it once more.
+
+        Before that Redis has settled, so that no new owner takes it for a message without an end; but spread, since
+        there may be thousands.
+        """
+        outgoing.next_at = now + self._settings.settling_seconds / 2 * zlib.crc32(outgoing.message_id.encode()) / 2**32
         self._queue[outgoing.message_id] = outgoing
 
     def give_up(self, outgoing: Outgoing) -> None:
@@ -147,8 +151,14 @@ class Outbox:
         self.counts.published += 1
         self.counts.repeated += outgoing.attempts > 0
         outgoing.attempts += 1
+        receipt = outgoing.receipt
         run = self._scripts.publish(
-            self._keys, self.tenant, outgoing.args, self._before(outgoing), again=outgoing.receipt is not None
+            self._keys,
+            self.tenant,
+            outgoing.args,
+            self._before(outgoing),
+            again=receipt is not None,
+            told=receipt if outgoing.is_done else None,
         )
         return Step(outgoing, run)
 

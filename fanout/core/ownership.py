@@ -383,8 +383,10 @@ class Ownership:
         if self.phase is not Phase.HELD:
             return []
         read = [
-            self._read_entry(entry.decode(), message.decode(), packed)._replace(is_applied=bool(is_applied))
-            for entry, message, packed, is_applied in entries
+            self._read_entry(entry.decode(), message.decode(), packed)._replace(
+                is_applied=how_far == 1, is_answered=how_far == 2
+            )
+            for entry, message, packed, how_far in entries
         ]
         deliveries = self.inbox.on_entries(read, wall)
         if more:

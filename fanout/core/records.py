@@ -101,6 +101,22 @@ def receipt_from_stored(call_id: str, message_id: str, packed: bytes) -> Receipt
         raise EnvelopeError("receipt cannot be read") from exc
 
 
+def pack_receipt(receipt: Receipt) -> bytes:
+    """A receipt for a server that may have lost it."""
+    return _encode(
+        {
+            "status": receipt.status.value,
+            "wants_response": receipt.wants_response,
+            "item_id": receipt.item_id,
+            "reached": receipt.reached,
+            "by": receipt.by,
+            "node": receipt.node,
+            "region": receipt.region,
+            "error": pack_error(receipt.error).decode(),
+        }
+    )
+
+
 def pack_reached(reached: dict[str, float]) -> bytes:
     """Times for the settle script."""
     return _encode(reached)

@@ -3,10 +3,10 @@
 from fanout.core.envelope import Envelope
 from fanout.core.keys import CallKeys, Keys
 from fanout.core.partitions import tag_of
-from fanout.core.records import pack_call, pack_error, pack_reached, pack_tombstone
+from fanout.core.records import pack_call, pack_error, pack_reached, pack_receipt, pack_tombstone
 from fanout.core.runs import Arg, Run
 from fanout.core.verdicts import Verdict
-from fanout.messages import CallRecord, Tombstone
+from fanout.messages import CallRecord, Receipt, Tombstone
 from fanout.settings import BusSettings
 
 CALL_ENDED = {"code": "call_ended", "message": "The call ended before the message was done."}
@@ -24,8 +24,17 @@ class Scripts:
 
     # -- publishing
 
-    def publish(self, keys: CallKeys, tenant: str, outgoing: tuple[Arg, ...], before: str, *, again: bool) -> Run:
-        """Put a message in, or ring again for it; `outgoing` is from `outgoing_args`."""
+    def publish(
+        self,
+        keys: CallKeys,
+        tenant: str,
+        outgoing: tuple[Arg, ...],
+        before: str,
+        *,
+        again: bool,
+        told: Receipt | None = None,
+    ) -> Run:
+        """Put a message in, or ring again for it; `outgoing` is from `outgoing_args`, `told` the end it had."""
         call_id, message_id, *rest = outgoing
         node, settings = self.settings.node, self.settings
         return self._run(
@@ -37,6 +46,7 @@ class Scripts:
                 *(node, settings.region, self.keys.node_channel(keys.tag, node)),
                 *(settings.inbox_max, settings.inbox_max_bytes, self._ttl_ms),
                 *(int(again), pack_error(CALL_ENDED), self._kept_ms),
+                pack_receipt(told) if told else "",
             ),
         )
 

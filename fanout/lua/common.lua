@@ -58,6 +58,26 @@ local function is_terminal(receipt)
   return RANK[receipt.status] == 3 or (receipt.status == 'applied' and not receipt.wants_response)
 end
 
+-- The call's inbox needs this message no more.
+local function trim(receipt)
+  if receipt.entry == '' or redis.call('XDEL', INBOX, receipt.entry) == 0 then return end
+  local bytes = tonumber(redis.call('HGET', CALL, 'inbox_bytes') or '0')
+  redis.call('HSET', CALL, 'inbox_bytes', digits(math.max(0, bytes - receipt.size))) -- 0: the call's hash was lost
+end
+
+-- Note when a message had its end; what ended longer ago than receipts are kept is forgotten, a few at a time, so that
+-- a long call stays bounded.
+local function note_end(message_id, kept_ms, ttl_ms)
+  redis.call('RPUSH', SETTLED, digits(NOW_MS) .. ' ' .. message_id)
+  redis.call('PEXPIRE', SETTLED, ttl_ms)
+  for _ = 1, 4 do
+    local at, old_id = string.match(redis.call('LINDEX', SETTLED, 0) or '', '^(%d+) (.*)$')
+    if not at or tonumber(at) > NOW_MS - tonumber(kept_ms) then break end
+    redis.call('LPOP', SETTLED)
+    redis.call('HDEL', RECEIPTS, old_id)
+  end
+end
+
 -- Write a receipt and tell every node that published the message.
 local function save(call_id, message_id, receipt, ttl_ms)
   local packed = cmsgpack.pack(receipt)

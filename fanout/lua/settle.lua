@@ -29,7 +29,10 @@ local receipt = known and cmsgpack.unpack(known) or {
   status = 'accepted', wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, by = {},
   entry = '', size = 0, tell = {},
 }
-if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[status]) then return {'held'} end
+if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[status]) then
+  if is_terminal(receipt) then trim(receipt) end
+  return {'held'}
+end
 
 receipt.status, receipt.item_id, receipt.error = status, ARGS[7], ARGS[8]
 receipt.node, receipt.region = ARGS[10], ARGS[11]
@@ -42,18 +45,7 @@ for step, at in pairs(cmsgpack.unpack(ARGS[6])) do
 end
 save(ARGS[3], ARGS[4], receipt, ARGS[12])
 if is_terminal(receipt) then
-  if receipt.entry ~= '' and redis.call('XDEL', INBOX, receipt.entry) == 1 then
-    local bytes = tonumber(redis.call('HGET', CALL, 'inbox_bytes') or '0')
-    redis.call('HSET', CALL, 'inbox_bytes', digits(math.max(0, bytes - receipt.size))) -- 0: the call's hash was lost
-  end
-  redis.call('RPUSH', SETTLED, digits(NOW_MS) .. ' ' .. ARGS[4])
-  redis.call('PEXPIRE', SETTLED, ARGS[12])
-  -- What ended longer ago than receipts are kept is forgotten, a few at a time, so that a long call stays bounded.
-  for _ = 1, 4 do
-    local at, message_id = string.match(redis.call('LINDEX', SETTLED, 0) or '', '^(%d+) (.*)$')
-    if not at or tonumber(at) > NOW_MS - tonumber(ARGS[13]) then break end
-    redis.call('LPOP', SETTLED)
-    redis.call('HDEL', RECEIPTS, message_id)
-  end
+  trim(receipt)
+  note_end(ARGS[4], ARGS[13], ARGS[12])
 end
 return {'held'}

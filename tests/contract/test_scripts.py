@@ -77,7 +77,7 @@ _BLOCKS = [
             stale=_mostly(False, True), left_ms=_mostly(1, 0, -1))] * 3,
     *[_step("publish", message=_MESSAGE, call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]),
             before=_mostly("", *MESSAGES), body=_mostly(b"x", b"y", b"long"), wants=st.booleans(),
-            again=st.booleans())] * 5,
+            again=st.booleans(), told=_mostly(None, "applied", "answered", "failed"))] * 5,
     *[_step("settle", status=st.sampled_from(["delivered", "applied", "answered", "failed", "expired", "rejected"]),
             message=_MESSAGE, claim=_CLAIM, call=_CALL, off=_OFF, wants=st.booleans(), memory=_MEMORY,
             keep=_mostly(2, 0, 1), kept_ms=_mostly(DAY_MS, 0, 500), behind=st.sampled_from([0.0, 5.0]))] * 6,

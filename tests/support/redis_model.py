@@ -27,6 +27,9 @@ _RANK = {
     b"rejected": 3,
 }
 
+_TOLD = ("status", "item_id", "error", "node", "region", "reached", "by")  # what a publisher knows of an end
+_DONE = {b"applied": 1, b"answered": 2}
+
 Answer = list[Any]
 _Receipt = dict[str, Any]
 # Strings of Lua are bytes here; this writes them as msgpack's strings, as cmsgpack does.
@@ -262,13 +265,23 @@ class RedisModel:
         return [b"live", receipt, call[b"epoch"], call[b"claim"], call[b"state"], call[b"record"]]
 
     def _publish(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, _, _, _, bell = keys
+        _, key, inbox, receipts, tombstone, _, settled, _, bell = keys
         call_id, tenant, message_id, before, fingerprint, envelope, item_id, wants, node, region = args[:10]
-        channel, most_entries, most_bytes, ttl_ms, was_accepted, error, tombstone_ttl_ms = args[10:]
+        channel, most_entries, most_bytes, ttl_ms, was_accepted, error, kept_ms, packed_told = args[10:]
         call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
         if call.get(b"tenant", ended.get(b"tenant")) != tenant:
             return self._nothing_known()
 
+        def answer() -> Answer:
+            return [b"receipt", self._keys[receipts][message_id][1]]
+
+        def fail(receipt: _Receipt) -> None:
+            receipt = {**receipt, "status": b"failed", "error": error, "node": node, "region": region}
+            receipt["reached"] = {**receipt["reached"], b"failed": self._now}
+            receipt["by"] = {**receipt["by"], b"failed": (node, region)}
+            self._save(receipts, call_id, message_id, receipt, kept_ms)
+
+        told = _unpack_told(packed_told) if packed_told else None
         known = self._keys.get(receipts, {}).get(message_id)
         if known:
             receipt, packed = known
@@ -276,37 +289,37 @@ class RedisModel:
                 return [b"conflict"]
             if channel not in receipt["tell"]:
                 receipt = {**receipt, "tell": [*receipt["tell"], channel]}
-                packed = _pack(receipt)
-                self._keys[receipts][message_id] = (receipt, packed)
-            if ended and self._phase == b"normal" and not _is_terminal(receipt):
-                receipt = {**receipt, "status": b"failed", "error": error, "node": node, "region": region}
-                receipt["reached"] = {**receipt["reached"], b"failed": self._now}
-                receipt["by"] = {**receipt["by"], b"failed": (node, region)}
-                self._save(receipts, call_id, message_id, receipt, tombstone_ttl_ms)
-                packed = self._keys[receipts][message_id][1]
+                self._keys[receipts][message_id] = (receipt, _pack(receipt))
+            if told and not _is_terminal(receipt):
+                taken = {field: told[field] for field in _TOLD}
+                self._save(receipts, call_id, message_id, {**receipt, **taken}, kept_ms if ended else ttl_ms)
+                if told["status"] not in _DONE:
+                    self._trim(key, inbox, receipt)
+            elif ended and self._phase == b"normal" and not _is_terminal(receipt):
+                fail(receipt)
+            receipt, _ = self._keys[receipts][message_id]
             if not _is_terminal(receipt):
                 self.published.append((bell, _pack((_VERSION, receipt["entry"], message_id, b"", b"", b""))))
-            return [b"receipt", packed]
+            return answer()
 
-        receipt = {
-            "wants_response": wants == b"1",
-            "item_id": item_id,
-            "fingerprint": fingerprint,
-            "node": node,
-            "region": region,
-            "tell": [channel],
-        }
+        new = {"status": b"accepted", "wants_response": wants == b"1", "item_id": item_id, "error": b""}
+        receipt = {**(told or new), "fingerprint": fingerprint, "entry": b"", "size": 0, "tell": [channel]}
         if ended:
             if was_accepted == b"0":
                 return [b"ended", ended[b"record"]]
+            if told:
+                self._save(receipts, call_id, message_id, receipt, kept_ms)
+                return answer()
             if self._phase != b"normal":
                 return [b"unknown"]
-            receipt |= {"status": b"failed", "reached": {b"failed": self._now}, "by": {b"failed": (node, region)}}
-            receipt |= {"error": error, "entry": b"", "size": 0}
-            self._save(receipts, call_id, message_id, receipt, tombstone_ttl_ms)
-            return [b"receipt", self._keys[receipts][message_id][1]]
+            fail({**receipt, "reached": {}, "by": {}})
+            return answer()
         if call.get(b"state") == b"reserved":
             return [b"reserved"]
+        if told and told["status"] not in _DONE:
+            self._save(receipts, call_id, message_id, receipt, ttl_ms)
+            self._note_end(settled, receipts, message_id, kept_ms, ttl_ms)
+            return answer()
         if before and before not in self._keys.get(receipts, {}):
             return [b"behind"]
         size, held_bytes = len(envelope), int(call.get(b"inbox_bytes", b"0"))
@@ -317,17 +330,19 @@ class RedisModel:
         self._keys[inbox] = stream
         entry = stream.add(self._now_ms, message_id, envelope)
         self._expire(inbox, ttl_ms)
-        ring = (_VERSION, entry, message_id, call.get(b"last_entry", b""), call.get(b"last_message", b""), envelope)
+        last = call.get(b"last_entry", b""), call.get(b"last_message", b"")
         call[b"last_entry"], call[b"last_message"] = entry, message_id
         call[b"inbox_bytes"] = b"%d" % (held_bytes + size)
-        receipt |= {"status": b"accepted", "reached": {b"accepted": self._now}, "by": {b"accepted": (node, region)}}
-        receipt |= {"error": b""}
         receipt |= {"entry": entry, "size": size}
-        packed = _pack(receipt)
-        self._keys.setdefault(receipts, {})[message_id] = (receipt, packed)
+        if told:
+            self._note_end(settled, receipts, message_id, kept_ms, ttl_ms)
+        else:
+            receipt |= {"node": node, "region": region}
+            receipt |= {"reached": {b"accepted": self._now}, "by": {b"accepted": (node, region)}}
+        self._keys.setdefault(receipts, {})[message_id] = (receipt, _pack(receipt))
         self._expire(receipts, ttl_ms)
-        self.published.append((bell, _pack(ring)))
-        return [b"receipt", packed]
+        self.published.append((bell, _pack((_VERSION, entry, message_id, *last, b"" if told else envelope))))
+        return answer()
 
     def _read(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, inbox, receipts, *_ = keys
@@ -343,8 +358,8 @@ class RedisModel:
                 break
             size += len(envelope)
             known = self._keys.get(receipts, {}).get(message_id)
-            is_applied = known is not None and known[0]["status"] == b"applied"
-            entries.append([entry, message_id, envelope, int(is_applied)])
+            how_far = _DONE.get(known[0]["status"], 0) if known else 0
+            entries.append([entry, message_id, envelope, how_far])
         return [b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), more, entries]
 
     def _recall(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
@@ -431,6 +446,8 @@ class RedisModel:
         if known:
             receipt = known[0]
             if _is_terminal(receipt) or _RANK[receipt["status"]] >= _RANK[status]:
+                if _is_terminal(receipt):
+                    self._trim(key, inbox, receipt)
                 return [b"held"]
         else:
             lost = {"wants_response": wants == b"1", "fingerprint": b"", "reached": {}, "by": {}}
@@ -443,22 +460,26 @@ class RedisModel:
         receipt["reached"] = {**steps, **receipt["reached"]}
         self._save(receipts, call_id, message_id, receipt, ttl_ms)
         if _is_terminal(receipt):
-            stream: _Stream | None = self._keys.get(inbox)
-            if stream and receipt["entry"] and stream.entries.pop(receipt["entry"], None):
-                call[b"inbox_bytes"] = b"%d" % max(0, int(call.get(b"inbox_bytes", b"0")) - receipt["size"])
-            self._keys.setdefault(settled, []).append(b"%d %b" % (self._now_ms, message_id))
-            self._expire(settled, ttl_ms)
-            self._forget_settled(settled, receipts, self._now_ms - int(kept_ms))
+            self._trim(key, inbox, receipt)
+            self._note_end(settled, receipts, message_id, kept_ms, ttl_ms)
         return [b"held"]
 
-    def _forget_settled(self, settled: str, receipts: str, before_ms: int) -> None:
-        held = self._keys[settled]
+    def _trim(self, key: str, inbox: str, receipt: _Receipt) -> None:
+        stream: _Stream | None = self._keys.get(inbox)
+        if stream and receipt["entry"] and stream.entries.pop(receipt["entry"], None):
+            call = self._keys.setdefault(key, {})
+            call[b"inbox_bytes"] = b"%d" % max(0, int(call.get(b"inbox_bytes", b"0")) - receipt["size"])
+
+    def _note_end(self, settled: str, receipts: str, message_id: bytes, kept_ms: bytes, ttl_ms: bytes) -> None:
+        held = self._keys.setdefault(settled, [])
+        held.append(b"%d %b" % (self._now_ms, message_id))
+        self._expire(settled, ttl_ms)
         for _ in range(4):
-            at, _, message_id = (held[0] if held else b"").partition(b" ")
-            if not at or int(at) > before_ms:
+            at, _, old_id = (held[0] if held else b"").partition(b" ")
+            if not at or int(at) > self._now_ms - int(kept_ms):
                 break
             del held[0]
-            self._keys.get(receipts, {}).pop(message_id, None)
+            self._keys.get(receipts, {}).pop(old_id, None)
         self._delete_empty(settled)
         self._delete_empty(receipts)
 
@@ -522,6 +543,12 @@ def _place(entry: bytes) -> tuple[int, int]:
 
 def _is_above(epoch: bytes, claim: bytes, other_epoch: float, other_claim: bytes) -> bool:
     return (float(epoch), claim) > (other_epoch, other_claim)
+
+
+def _unpack_told(packed: bytes) -> _Receipt:
+    """A receipt as its publisher has it: names as everywhere here, and who said so as the scripts keep it."""
+    told = {name.decode(): value for name, value in msgpack.unpackb(packed, raw=True).items()}
+    return {**told, "by": {step: tuple(who) for step, who in told["by"].items()}}
 
 
 def _is_terminal(receipt: _Receipt) -> bool:

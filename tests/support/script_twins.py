@@ -19,7 +19,7 @@ from fanout.core.runs import Run
 from fanout.core.scripts import Scripts, outgoing_args
 from fanout.core.verdicts import Verdict
 from fanout.ids import home_of
-from fanout.messages import CallRecord, Status, Tombstone
+from fanout.messages import CallRecord, Receipt, Status, Tombstone
 from fanout.settings import BusSettings
 from tests.support.redis_model import RedisModel
 from tests.support.redis_server import RedisServer
@@ -302,11 +302,37 @@ class Both:
         return self.step(self._scripts[0].end(keys(call), self._epoch(call, claim, off), claim, tombstone))
 
     def publish(
-        self, message="m1", *, call=CALLS[0], tenant="acme", node=0, before="", body=b"x", wants=False, again=False
+        self,
+        message="m1",
+        *,
+        call=CALLS[0],
+        tenant="acme",
+        node=0,
+        before="",
+        body=b"x",
+        wants=False,
+        again=False,
+        told=None,
     ):
+        """`told` is the end that the publisher knows of, from another server."""
         envelope = Envelope("item", message, call, NODES[node], 9.5, "", body * 20).pack()
         outgoing = outgoing_args(call, message, body.decode(), envelope, f"item_{message}", wants_response=wants)
-        return self.step(self._scripts[node].publish(keys(call, tenant), tenant, outgoing, before, again=again))
+        receipt = told and Receipt(
+            id=message,
+            call_id=call,
+            item_id=f"item_{message}",
+            status=Status(told),
+            wants_response=wants,
+            reached={"accepted": 1.5, told: 2.5},
+            node="n9",
+            region="lhr",
+            error={"code": "c"} if told == "failed" else None,
+            by={"accepted": ("n8", "iad"), told: ("n9", "lhr")},
+        )
+        run = self._scripts[node].publish(
+            keys(call, tenant), tenant, outgoing, before, again=again or bool(told), told=receipt
+        )
+        return self.step(run)
 
     def settle(
         self,
