@@ -85,7 +85,6 @@ class Ownership:
         self._asked_server = 0
         self._restore = False
         self._refresh = False
-        self._recall = expected is not None
         self._read_after = ""
         self._read_ticket: ReadTicket | None = None
         self._paused_until = 0.0
@@ -121,7 +120,7 @@ class Ownership:
 
     def on_bell(self, entry: Entry, previous: Position, wall: float) -> list[Message]:
         """A ring; before the claim and after the end there is nothing to deliver."""
-        if self.phase is not Phase.HELD or self._recall:
+        if self.phase is not Phase.HELD:
             return []
         return self.inbox.on_bell(entry, previous, wall)
 
@@ -153,8 +152,8 @@ class Ownership:
 
     @property
     def is_held(self) -> bool:
-        """Claimed, with what there was to recall."""
-        return self.phase is Phase.HELD and not self._recall
+        """Claimed, and not yet ended or lost."""
+        return self.phase is Phase.HELD
 
     @property
     def is_kept_only(self) -> bool:
@@ -165,7 +164,7 @@ class Ownership:
         """When there is something to ask: now, later because of a pause, or None."""
         if self._is_busy or self.is_kept_only:
             return None
-        if self.phase is Phase.HELD and (self._refresh or self._recall or self._restore or self.inbox.needs_read):
+        if self.phase is Phase.HELD and (self._refresh or self._restore or self.inbox.needs_read):
             return now
         if self.phase in {Phase.CLAIMING, Phase.RELEASING} or self._needs_writing:
             is_told = now >= self._paused_until or self.phase is not Phase.HELD or not self.inbox.untold()
@@ -200,8 +199,6 @@ class Ownership:
             case Phase.HELD:
                 if self._restore:
                     return [self._claim("restore", wall)]
-                if self._recall:
-                    return [Step("recall", self._scripts.recall(self.keys, self.epoch, self.claim))]
                 return self._looks() + (self._tells() if is_paused else self._writes())
             case Phase.OFFERING if not is_paused:
                 return [self._claim("restore", wall)] if self._restore else self._writes()
@@ -301,7 +298,7 @@ class Ownership:
     def _on_claim(self, mode: str, word: str, outcome: list[Any], now: float, wall: float) -> None:
         match word:
             case "held":
-                self._on_claimed(mode, int(outcome[1]))
+                self._on_claimed(mode, outcome)
             case "late":
                 self._ahead_ms = int(outcome[1]) - wall * 1000
             case "settling" | "unknown":
@@ -313,13 +310,15 @@ class Ownership:
             case _:
                 self._lose(word)
 
-    def _on_claimed(self, mode: str, epoch: int) -> None:
+    def _on_claimed(self, mode: str, outcome: list[Any]) -> None:
         if mode == "restore":
             self._restore = False
             self.restores += 1
             self._say_all_again()
             return
-        self.epoch = epoch
+        self.epoch = int(outcome[1])
+        if mode == "take":
+            self.memory.restore(int(outcome[2]), outcome[3])
         if self.phase is Phase.CLAIMING:
             self.phase = Phase.HELD
         self.inbox.ask_read()
@@ -359,9 +358,6 @@ class Ownership:
                 self._refresh = False
                 self.inbox.on_last_entry(Position(outcome[1].decode(), outcome[2].decode()))
                 self.is_bell_unheard = outcome[3] == 0
-            case "recall":
-                self._recall = False
-                self.memory.restore(int(outcome[1]), outcome[2])
             case "tell":
                 self.inbox.on_told(step.about)
             case _ if self._asked_server != self._server_changes:

@@ -106,10 +106,6 @@ class Scripts:
         """Write the whole memory."""
         return self._run("rewrite", keys, (epoch, claim, self._ttl_ms, total, *entries))
 
-    def recall(self, keys: CallKeys, epoch: int, claim: str) -> Run:
-        """Read the whole memory."""
-        return self._run("recall", keys, (epoch, claim))
-
     def end(self, keys: CallKeys, epoch: int, claim: str, tombstone: Tombstone) -> Run:
         """Tombstone, terminal receipts, and the living keys go."""
         packed, error = pack_tombstone(tombstone), pack_error(CALL_ENDED)

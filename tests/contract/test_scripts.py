@@ -83,7 +83,6 @@ _BLOCKS = [
             keep=_mostly(2, 0, 1), kept_ms=_mostly(DAY_MS, 0, 500), behind=st.sampled_from([0.0, 5.0]))] * 6,
     _step("read", claim=_CLAIM, call=_CALL, off=_OFF, after=st.just("") | _MESSAGE),
     _step("refresh", claim=_CLAIM, call=_CALL, off=_OFF),
-    _step("recall", claim=_CLAIM, call=_CALL, off=_OFF),
     _step("rewrite", claim=_CLAIM, call=_CALL, off=_OFF, total=st.integers(0, 3),
           entries=st.lists(st.sampled_from([b"x", b"y"]), max_size=3)),
     _step("end", claim=_CLAIM, call=_CALL, off=_OFF, why=st.sampled_from(["client_hung_up", "model_gone"])),
@@ -124,7 +123,7 @@ def _fences(both):
     """What a fenced script answers to the owner, the one before, one whose record was lost, and after the end."""
     both.claim("fresh")
     assert both.claim("take", "bb")[0] == b"held"
-    for script in (both.refresh, both.read, both.recall, both.rewrite):
+    for script in (both.refresh, both.read, both.rewrite):
         assert script("bb")[0] == b"held"
         assert script("aa")[0] == b"fenced"
         assert script("bb", off=1)[0] == b"behind"
@@ -133,7 +132,7 @@ def _fences(both):
     assert both.settle("delivered", claim="bb") == [b"held"]
     assert both.end("bb") == both.end("bb") == [b"held"]
     assert both.end("bb", why="model_gone")[0] == b"ended"
-    for script in (both.refresh, both.read, both.recall, both.rewrite):
+    for script in (both.refresh, both.read, both.rewrite):
         assert script("bb")[0] == b"ended"
     assert both.settle("applied", claim="bb")[0] == b"ended"
 

@@ -194,7 +194,10 @@ class RedisModel:
         self._keys.setdefault(index, {})[call_id] = float(start)
         for living in (key, inbox, receipts, memory, settled, index):
             self._expire(living, ttl)
-        return [b"held", digits]
+        if mode != b"take":
+            return [b"held", digits]
+        memory_at = self._keys[key].get(b"memory_at", b"0")
+        return [b"held", digits, memory_at, list(self._keys.get(memory, ()))]
 
     def _end(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, inbox, receipts, tombstone, memory, settled, index, _ = keys
@@ -361,14 +364,6 @@ class RedisModel:
             how_far = _DONE.get(known[0]["status"], 0) if known else 0
             entries.append([entry, message_id, envelope, how_far])
         return [b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), more, entries]
-
-    def _recall(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, _, _, _, memory, *_ = keys
-        epoch, claim = args
-        answer = self._fence(keys, epoch, claim)
-        if answer[0] != b"held":
-            return answer
-        return [b"held", self._keys[key].get(b"memory_at", b"0"), list(self._keys.get(memory, ()))]
 
     def _refresh(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, inbox, receipts, _, memory, settled, index, bell = keys
@@ -573,7 +568,6 @@ _SCRIPTS = {
     "lookup": RedisModel._lookup,
     "publish": RedisModel._publish,
     "read": RedisModel._read,
-    "recall": RedisModel._recall,
     "refresh": RedisModel._refresh,
     "release": RedisModel._release,
     "reserve": RedisModel._reserve,

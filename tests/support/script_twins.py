@@ -288,9 +288,6 @@ class Both:
         entry = self._entry(call, after)
         return self.step(self._scripts[0].read(keys(call), self._epoch(call, claim, off), claim, entry))
 
-    def recall(self, claim="aa", *, call=CALLS[0], off=0):
-        return self.step(self._scripts[0].recall(keys(call), self._epoch(call, claim, off), claim))
-
     def rewrite(self, claim="aa", *, call=CALLS[0], off=0, total=0, entries=()):
         epoch = self._epoch(call, claim, off)
         return self.step(self._scripts[0].rewrite(keys(call), epoch, claim, total, list(entries)))
