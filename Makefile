@@ -20,6 +20,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m ops.bench $(ARGS)
+	@$(BIN)/python -m tests.bench $(filter --quick,$(ARGS))
 
 $(VENV)/.run: requirements.lock Makefile
 	@$(call install,requirements.lock)

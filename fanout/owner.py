@@ -50,6 +50,7 @@ class Owner:
         self._unregistered: set[OwnedCall] = set()
         self._unwritten: set[OwnedCall] = set()
         self._order = count()
+        self._strangers: dict[OwnedCall, None] = {}  # to be told that their Redis is another one, oldest first
         self._wake = asyncio.Event()
         self._sweep_at = 0.0
         self._inbox_counts = InboxCounts()
@@ -106,11 +107,15 @@ class Owner:
             self.on_changed(call)
 
     def on_new_server(self, tags: frozenset[str]) -> None:
-        """Another Redis serves these partitions: tell it what it may not know."""
+        """Another Redis serves these partitions: tell it what it may not know.
+
+        The workers tell the calls, some at a time: thousands in one go held the loop for tens of milliseconds. What a
+        call was answered before its turn, by the old server or the new one, is said again with all the rest.
+        """
         for call in (*self._by_id.values(), *self._kept):
             if call.keys.tag in tags:
-                call.protocol.on_new_server()
-                self.on_changed(call)
+                self._strangers[call] = None
+        self._wake.set()
 
     def sweep_soon(self) -> None:
         """Redis may have missed us: look at every call at once instead of at the next sweep."""
@@ -231,12 +236,13 @@ class Owner:
     @property
     def is_idle(self) -> bool:
         """Nothing is left that somebody would miss."""
-        return not self._unended and not self._unwritten
+        return not (self._unended or self._unwritten or self._strangers)
 
     def _take_batch(self) -> list[tuple[OwnedCall, list[Step]]]:
         now, wall = self._now(), self._clock()
         if now >= self._sweep_at:
             self._begin_sweep(now)
+        self._introduce()
         while self._later and self._later[0][0] <= now:
             _, _, call = heapq.heappop(self._later)
             self._due.pop(call, None)
@@ -247,6 +253,12 @@ class Owner:
             if steps := call.protocol.steps(now, wall):
                 batch.append((call, steps))
         return batch
+
+    def _introduce(self) -> None:
+        for call in list(islice(self._strangers, _BATCH)):
+            del self._strangers[call]
+            call.protocol.on_new_server()
+            self.on_changed(call)
 
     async def _ask(self, batch: list[tuple[OwnedCall, list[Step]]]) -> bool:
         """One batch; false if Redis answered nothing."""
@@ -271,7 +283,7 @@ class Owner:
             del self._kept[call]
 
     async def _wait_for_work(self) -> None:
-        if self._ready:
+        if self._ready or self._strangers:
             await asyncio.sleep(0)
             return
         self._wake.clear()

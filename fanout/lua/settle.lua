@@ -24,11 +24,13 @@ if ARGS[14] ~= '' then
 end
 
 local known = redis.call('HGET', RECEIPTS, ARGS[4])
--- Without a receipt Redis has lost it; the verdict stands all the same, and the publisher's repeat will find it.
+-- Without a receipt Redis has lost the message. An end stands all the same, and the publisher's repeat will find it; of
+-- anything less the repeat must put the message in again, or nobody would see it to its end.
 local receipt = known and cmsgpack.unpack(known) or {
-  status = 'accepted', wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, by = {},
+  status = status, wants_response = ARGS[9] == '1', fingerprint = '', reached = {}, by = {},
   entry = '', size = 0, tell = {},
 }
+if not known and not is_terminal(receipt) then return {'held'} end
 if known and (is_terminal(receipt) or RANK[receipt.status] >= RANK[status]) then
   if is_terminal(receipt) then trim(receipt) end
   return {'held'}

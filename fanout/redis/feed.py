@@ -147,13 +147,13 @@ class Feed:
                 self._read_scope = None
 
     async def _send_wishes(self, connection: AbstractConnection) -> None:
-        async with asyncio.timeout(self._settings.socket_timeout):
-            while not self._subscriptions.is_settled:
-                diff = self._subscriptions.take(_CHANNELS_PER_TURN)
+        while not self._subscriptions.is_settled:
+            diff = self._subscriptions.take(_CHANNELS_PER_TURN)
+            async with asyncio.timeout(self._settings.socket_timeout):  # of one turn: new wishes may come all the time
                 for verb, channels in (("SUNSUBSCRIBE", diff.unsubscribe), ("SSUBSCRIBE", diff.subscribe)):
                     for group in _groups(channels):
                         await connection.send_command(verb, *group)
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def _read_until_wishes(self, connection: AbstractConnection, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""`python -m ops.bench`: options, the order of the measurements, the table."""
+"""`python -m ops.bench`: options, the order of the measurements, the tables."""
 
 import argparse
 import asyncio
@@ -6,60 +6,57 @@ import datetime
 import json
 import os
 import platform
-import secrets
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import jwt
-
+from ops.bench.bus import PLACES, BusBench, BusShape
+from ops.bench.bus_report import bus_note, bus_table
 from ops.bench.processes import (
     ChildFailed,
     Peer,
-    Server,
     raise_file_limit,
     running_peer,
     running_redis,
-    running_server,
 )
 from ops.bench.report import rows, table
 from ops.bench.runs import Bench, Contender, Shape, rounds
+from ops.bench.site import Site
 
-_PATH: Final = "/v1/realtime?model=bench"
+_UPSTREAMS: Final = ("plain", "tls")
+_BUS: Final = "bus"
 _AT_ONCE: Final = (1, 50)
 _DIRECT: Final = "direct"
 _WINDOWS: Final = 5  # relay, aiohttp, picows, direct in each round; the scraped one once, counted as a full round
-_AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream
+_AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream and for the bus
 _PATIENCE: Final = 2.0  # how much longer than planned it may take
 
 
 def main() -> int:
     """Run the benchmark; returns the process's exit code."""
     options = _options()
-    shape = _shape(options)
-    kinds = [options.only] if options.only else ["plain", "tls"]
+    shape, bus_shape = _shape(options), _bus_shape(options)
+    kinds = [options.only] if options.only else [*_UPSTREAMS, _BUS]
     raise_file_limit()
-    limit = (
-        _PATIENCE * len(kinds) * (shape.rounds * _WINDOWS * (shape.seconds + shape.warm_up_seconds) + _AROUND_SECONDS)
-    )
+    limit = _PATIENCE * sum(_planned_seconds(kind, shape, bus_shape) for kind in kinds)
     try:
-        results = asyncio.run(_within(limit, shape, kinds))
+        results = asyncio.run(_within(limit, shape, bus_shape, kinds))
     except ChildFailed as error:
         print(error, file=sys.stderr)
         return 1
     except TimeoutError:
         print(f"The benchmark took longer than {limit:.0f} s, its limit, and was stopped.", file=sys.stderr)
         return 1
-    for kind in kinds:
-        print(table(_title(kind, shape), rows(kind, results["upstreams"][kind])), end="\n\n")
-    print(_note(results))
+    for kind, found in results["upstreams"].items():
+        print(table(_title(kind, shape), rows(kind, found)), end="\n\n")
+    if results["upstreams"]:
+        print(_note(results), end="\n\n" if results["bus"] else "\n")
+    for place, found in zip(PLACES, results["bus"].values(), strict=False):
+        print(bus_table(place, bus_shape, found), bus_note(found), sep="\n\n", end="\n\n")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     return 0
@@ -70,10 +67,10 @@ def _options() -> argparse.Namespace:
         prog="python -m ops.bench", description="The relay beside a plain aiohttp bridge, under the same load."
     )
     parser.add_argument("--seconds", type=float, help="length of each measured window (10)")
-    parser.add_argument("--calls", type=int, help="calls under load (200)")
+    parser.add_argument("--calls", type=int, help="calls under load (200; 20 for the bus)")
     parser.add_argument("--idle", type=int, help="calls in the memory measurement (500)")
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn; medians are shown (2)")
-    parser.add_argument("--only", choices=("plain", "tls"), help="one kind of upstream")
+    parser.add_argument("--only", choices=(*_UPSTREAMS, _BUS), help="one kind of upstream, or the bus")
     parser.add_argument("--quick", action="store_true", help="a look of a minute, whose figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser.parse_args()
@@ -91,20 +88,40 @@ def _shape(options: argparse.Namespace) -> Shape:
     )
 
 
-async def _within(limit: float, shape: Shape, kinds: list[str]) -> dict[str, Any]:
+def _bus_shape(options: argparse.Namespace) -> BusShape:
+    quick = options.quick
+    return BusShape(
+        calls=options.calls or 20,
+        seconds=options.seconds or (1.0 if quick else 10.0),
+        warm_up_seconds=0.5 if quick else 2.0,
+        rounds=options.rounds or (1 if quick else 2),
+        settles=not quick,
+    )
+
+
+def _planned_seconds(kind: str, shape: Shape, bus_shape: BusShape) -> float:
+    if kind == _BUS:
+        windows = len(PLACES) * bus_shape.rounds * 2
+        return windows * (bus_shape.seconds + bus_shape.warm_up_seconds) + _AROUND_SECONDS
+    return shape.rounds * _WINDOWS * (shape.seconds + shape.warm_up_seconds) + _AROUND_SECONDS
+
+
+async def _within(limit: float, shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str, Any]:
     async with asyncio.timeout(limit):
-        return await _run(shape, kinds)
+        return await _run(shape, bus_shape, kinds)
 
 
-async def _run(shape: Shape, kinds: list[str]) -> dict[str, Any]:
+async def _run(shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
-        redis_url = await stack.enter_async_context(running_redis(folder))
+        home = await stack.enter_async_context(running_redis(folder))
         load = await stack.enter_async_context(running_peer("load", "ops.bench.load", folder))
         model = await stack.enter_async_context(running_peer("model", "ops.bench.model", folder))
-        site = _Site(folder, redis_url, secrets.token_hex(32))
+        site = Site(folder, home.url)
         bench = Bench(shape, load, model)
-        upstreams = {kind: await _against(kind, shape, site, bench, model) for kind in kinds}
+        upstreams = {kind: await _against(kind, shape, site, bench, model) for kind in kinds if kind in _UPSTREAMS}
+        bus = BusBench(bus_shape, load, model, site, home)
+        places = {place.name: await bus.measure(place) for place in PLACES} if _BUS in kinds else {}
     return {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -112,63 +129,12 @@ async def _run(shape: Shape, kinds: list[str]) -> dict[str, Any]:
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
         "shape": asdict(shape),
         "upstreams": upstreams,
+        "bus_shape": asdict(bus_shape),
+        "bus": places,
     }
 
 
-class _Site:
-    """How the bridges are started: with what, and against which upstream."""
-
-    def __init__(self, folder: Path, redis_url: str, secret: str) -> None:
-        self._folder = folder
-        self._redis_url = redis_url
-        self._secret = secret
-        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
-        subprocess.run([sys.executable, "-m", "relay", "cert", str(folder)], check=True, capture_output=True)
-
-    @asynccontextmanager
-    async def relay(self, upstream: str) -> AsyncIterator[Contender]:
-        """Run a relay node with everything on: tokens, Redis, metrics, verified certificates."""
-        env = {
-            "RELAY_PORT": "0",
-            "RELAY_OPS_PORT": "0",
-            "RELAY_JWT_SECRET": self._secret,
-            "REDIS_URL": self._redis_url,
-            "RELAY_UPSTREAM_URL": upstream,
-            "RELAY_UPSTREAM_KEY": "bench",
-            "RELAY_UPSTREAM_CA": str(self.cert),
-            "RELAY_DRAIN_SECONDS": "0",  # where the benchmark fails, calls are left
-        }
-        async with running_server("relay", ["relay", "serve"], env, self._folder) as server:
-            claims = {"tenant": "bench", "scope": ["call"], "exp": int(time.time()) + 86400}
-            token = jwt.encode(claims, self._secret, algorithm="HS256")
-            yield _contender("relay", server, {"Authorization": f"Bearer {token}"})
-
-    def aiohttp(self, upstream: str) -> AbstractAsyncContextManager[Contender]:
-        """Run the aiohttp bridge."""
-        return self._plain_bridge("aiohttp", upstream)
-
-    def picows(self, upstream: str) -> AbstractAsyncContextManager[Contender]:
-        """Run the bare picows bridge."""
-        return self._plain_bridge("picows", upstream)
-
-    @asynccontextmanager
-    async def _plain_bridge(self, name: str, upstream: str) -> AsyncIterator[Contender]:
-        arguments = [f"ops.bench.{name}_bridge", "--upstream", upstream, "--ca", str(self.cert)]
-        async with running_server(name, arguments, {}, self._folder) as server:
-            yield _contender(name, server, {})
-
-
-def _contender(name: str, server: Server, headers: dict[str, str]) -> Contender:
-    return Contender(
-        name=name,
-        url=server.url.replace("http", "ws", 1) + _PATH,
-        headers=headers,
-        pid=server.pid,
-        ops_url=server.ops_url,
-    )
-
-
-async def _against(kind: str, shape: Shape, site: _Site, bench: Bench, model: Peer) -> dict[str, Any]:
+async def _against(kind: str, shape: Shape, site: Site, bench: Bench, model: Peer) -> dict[str, Any]:
     """Do all measurements against one kind of upstream."""
     tls = kind == "tls"
     port = await model.ask("listen", cert=str(site.cert) if tls else None, key=str(site.key) if tls else None)

@@ -14,6 +14,7 @@ from ops.bench.traffic import Arrivals, Connection, Pacer
 
 _STAMP_EVERY: Final = 7  # has no common factor with the number of calls, so that every call has its turn
 _CALL_SECONDS: Final = 20.0  # for one call to open, or all to close
+_CALL_ID: Final = "X-Call-Id"  # of the handshake's answer
 _HANG_UP: Final = 50  # calls that are closed at a time
 
 
@@ -56,6 +57,11 @@ class _Load:
             await connection.first
         return connection
 
+    def call_ids(self) -> list[str]:
+        """Return the ids that the node gave to the calls."""
+        transports = [connection.transport for connection in self._live]
+        return [str(each.response.headers[_CALL_ID]) for each in transports if each is not None]
+
     def speak_once(self) -> None:
         """Send one small frame on each call."""
         for connection in self._live:
@@ -94,7 +100,7 @@ class _Load:
 
 def _orders() -> tuple[Order, ...]:
     load = _Load()
-    return (load.open, load.speak_once, load.stream, load.still, load.begin, load.end, load.close)
+    return (load.open, load.call_ids, load.speak_once, load.stream, load.still, load.begin, load.end, load.close)
 
 
 if __name__ == "__main__":

@@ -70,13 +70,14 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Return number, median, 99th percentile and maximum of a sample."""
+    """Return number, median, 90th and 99th percentile and maximum of a sample."""
     ordered = sorted(values)
     if not ordered:
-        return {"count": 0, "p50": None, "p99": None, "max": None}
+        return {"count": 0, "p50": None, "p90": None, "p99": None, "max": None}
     return {
         "count": len(ordered),
         "p50": quantile(ordered, 0.5),
+        "p90": quantile(ordered, 0.9),
         "p99": quantile(ordered, 0.99),
         "max": ordered[-1],
     }

@@ -1,14 +1,17 @@
 """`python -m ops.bench.model`: the upstream of all calls, as cheap as it can be. Says `session.created`, then audio.
 
-It parses nothing: what it did beside counting would be taken from the bridge that is measured on the same machine.
+It parses no audio: what it did beside counting would be taken from the bridge that is measured on the same machine.
+Where the bus is measured it takes the items that are put into its conversations.
 """
 
 import ssl
+import time
 from typing import Any, Final
 
-from picows import WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
+from picows import WSFrame, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 from ops.bench.events import APPEND, DELTA, SESSION_CREATED
+from ops.bench.messages import CREATE, Items
 from ops.bench.orders import Order, run_peer
 from ops.bench.traffic import Arrivals, Connection, Pacer
 
@@ -35,26 +38,52 @@ class _Call(Connection):
         self._live.remove(self)
 
 
+class _ItemCall(_Call):
+    """The same, of a model that takes items."""
+
+    def __init__(self, arrivals: Arrivals, live: list[Connection], items: Items) -> None:
+        super().__init__(arrivals, live)
+        self._items = items
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Answer an item; the rest is as ever."""
+        now = time.monotonic_ns()
+        payload = frame.get_payload_as_memoryview()
+        if frame.msg_type is WSMsgType.TEXT and bytes(payload[: len(CREATE)]) == CREATE:
+            for event in self._items.take(bytes(payload), now):
+                transport.send(WSMsgType.TEXT, event)
+        else:
+            super().on_ws_frame(transport, frame)
+
+
 class _Model:
     """What the model is ordered to do."""
 
     def __init__(self) -> None:
         self._live: list[Connection] = []
         self._arrivals = Arrivals(APPEND)
+        self._items = Items()
         self._pacer = Pacer(DELTA, self._live, _STAMP_EVERY)
 
-    async def listen(self, cert: str | None, key: str | None) -> int:
+    async def listen(self, cert: str | None, key: str | None, takes_items: bool = False) -> int:
         """Open a port, with TLS if there is a certificate."""
         context = None
+        if takes_items:
+            self._items = Items()
         if cert is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(cert, key)
-        server = await ws_create_server(self._accept, "127.0.0.1", 0, ssl=context, backlog=_BACKLOG)
+        server = await ws_create_server(
+            self._accept_items if takes_items else self._accept, "127.0.0.1", 0, ssl=context, backlog=_BACKLOG
+        )
         port: int = server.sockets[0].getsockname()[1]
         return port
 
     def _accept(self, _: WSUpgradeRequest) -> Connection:
         return _Call(self._arrivals, self._live)
+
+    def _accept_items(self, _: WSUpgradeRequest) -> Connection:
+        return _ItemCall(self._arrivals, self._live, self._items)
 
     def stream(self, rate: float) -> None:
         """Begin to speak: so many frames a second on all calls together."""
@@ -73,10 +102,14 @@ class _Model:
         """What came and went since `begin`."""
         return {"received": self._arrivals.end(), "sent": self._pacer.end()}
 
+    def items(self, first: int, end: int) -> dict[str, Any]:
+        """What came of the messages with these numbers."""
+        return self._items.found(first, end)
+
 
 def _orders() -> tuple[Order, ...]:
     model = _Model()
-    return (model.listen, model.stream, model.still, model.begin, model.end)
+    return (model.listen, model.stream, model.still, model.begin, model.end, model.items)
 
 
 if __name__ == "__main__":

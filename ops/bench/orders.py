@@ -19,7 +19,10 @@ _FILES: Final = 8192  # more than any measurement opens
 Order = Callable[..., Any]  # called with the order's fields; gives what JSON can say, or an awaitable of it
 
 
-def run_peer(make: Callable[[], Iterable[Order]]) -> None:
+def run_peer(
+    make: Callable[[], Iterable[Order]],
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+) -> None:
     """Run a peer; `make` is called on its loop and gives its orders, which are known by their names.
 
     Pauses of the peer's own would be read as the bridge's: so no garbage is collected, and the kernel's table of open
@@ -29,7 +32,8 @@ def run_peer(make: Callable[[], Iterable[Order]]) -> None:
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(fcntl.fcntl(sys.stdin.fileno(), fcntl.F_DUPFD, min(_FILES, most) - 1))
     logging.getLogger("picows").setLevel(logging.ERROR)
-    uvloop.run(_take_orders(make))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_take_orders(make))
 
 
 async def _take_orders(make: Callable[[], Iterable[Order]]) -> None:

@@ -44,11 +44,11 @@ def raise_file_limit() -> None:
 
 
 class Server(NamedTuple):
-    """A bridge that runs: where it listens."""
+    """A bridge or a Redis that runs: where it listens."""
 
     pid: int
-    url: str  # http://…
-    ops_url: str | None
+    url: str  # http://…, redis://…
+    ops_url: str | None = None
 
 
 class Peer:
@@ -106,22 +106,22 @@ async def running_server(
 
 
 @asynccontextmanager
-async def running_redis(folder: Path) -> AsyncIterator[str]:
-    """Run a Redis server without persistence on a free port; gives its URL.
+async def running_redis(folder: Path, name: str = "redis") -> AsyncIterator[Server]:
+    """Run a Redis server without persistence on a free port.
 
     Raises:
         ChildFailed: it ended or took too long.
     """
-    log, port = folder / "redis.log", _free_port()
+    log, port = folder / f"{name}.log", _free_port()
     options = {"--port": str(port), "--bind": "127.0.0.1", "--save": "", "--appendonly": "no", "--dir": str(folder)}
     command = [_redis_binary(), *(part for option in options.items() for part in option)]
     async with _running(command, {}, log, stdout=None) as process:
         until = time.monotonic() + _START_SECONDS
         while not await _answers(port):
             if process.returncode is not None or time.monotonic() > until:
-                raise ChildFailed("redis", "did not start", log)
+                raise ChildFailed(name, "did not start", log)
             await asyncio.sleep(_POLL_SECONDS)
-        yield f"redis://127.0.0.1:{port}/0"
+        yield Server(process.pid, f"redis://127.0.0.1:{port}/0")
 
 
 @asynccontextmanager

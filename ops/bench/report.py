@@ -1,14 +1,15 @@
-"""What the figures say: one table for each kind of upstream, with the targets and whether they were met."""
+"""What the figures say: a table for each kind of upstream, with the targets and whether they were met."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from ops.bench.grid import VERDICTS, figure
+
 CPU_RATIO: Final = {"plain": 0.60, "tls": 0.75}  # of the aiohttp bridge's CPU time per frame, at most
 ADDED_P99_MS: Final = 2.0
 IDLE_KIB: Final = {"tls": 100.0}
 
-_VERDICTS: Final = {True: "met", False: "MISSED", None: "not judged, the machine was too busy"}
 _WIDTHS: Final = (34, 10, 10, 10, 8)
 
 
@@ -117,14 +118,8 @@ def table(title: str, lines: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     figures = (row.relay, row.aiohttp, row.direct)
     cells = [row.label.ljust(_WIDTHS[0])]
-    cells += [_figure(figure).rjust(width) for figure, width in zip(figures, _WIDTHS[1:4], strict=True)]
+    cells += [figure(value).rjust(width) for value, width in zip(figures, _WIDTHS[1:4], strict=True)]
     cells.append((f"{row.ratio:.2f}" if row.ratio is not None else "").rjust(_WIDTHS[4]))
     if row.target:
-        cells.append(f"  {_VERDICTS[row.met]}: {row.target}")
+        cells.append(f"  {VERDICTS[row.met]}: {row.target}")
     return "".join(cells).rstrip()
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

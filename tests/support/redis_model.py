@@ -446,7 +446,9 @@ class RedisModel:
                 return [b"held"]
         else:
             lost = {"wants_response": wants == b"1", "fingerprint": b"", "reached": {}, "by": {}}
-            receipt = {**lost, "entry": b"", "size": 0, "tell": []}
+            receipt = {**lost, "status": status, "entry": b"", "size": 0, "tell": []}
+            if not _is_terminal(receipt):
+                return [b"held"]
 
         floor = receipt["reached"].get(b"accepted", 0)
         steps = {step: max(at, floor) for step, at in msgpack.unpackb(reached, raw=True).items()}
