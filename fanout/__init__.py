@@ -14,6 +14,7 @@ from fanout.errors import (
     FanoutError,
     IdempotencyConflict,
     InboxFull,
+    InvalidItem,
     MessageTooLarge,
     RegionUnreachable,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "FanoutError",
     "IdempotencyConflict",
     "InboxFull",
+    "InvalidItem",
     "Message",
     "MessageTooLarge",
     "OwnedCall",

@@ -64,6 +64,15 @@ class IdempotencyConflict(FanoutError):
         self.message_id = message_id
 
 
+class InvalidItem(FanoutError):
+    """What was to be put in breaks a rule: `param` is the field, None where it is the whole; `code` says which kind."""
+
+    def __init__(self, param: str | None, message: str, *, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
 class MessageTooLarge(FanoutError):
     """The packed message exceeds the limit of the bus."""
 

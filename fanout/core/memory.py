@@ -1,17 +1,22 @@
-"""What a call must remember for a new owner: entries in order, bounded, and how much of it Redis has. Pure.
+"""What a call must remember for a new owner: items in order, bounded, and how much of it Redis has. Pure.
 
-An entry is opaque here. Its position is the number of entries before it, ever; the oldest are forgotten first.
+An entry is an item's id and bytes that are opaque here. Its position is the number of entries before it, ever; the
+oldest are forgotten first.
 """
 
-from collections import deque
 from typing import NamedTuple
+
+import msgspec
+
+_pack = msgspec.msgpack.encode
+_unpack = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
 class MemoryEntry(NamedTuple):
-    """An entry and its place."""
+    """An entry as Redis keeps it, and its place."""
 
     position: int
-    entry: bytes
+    packed: bytes
 
 
 class Memory:
@@ -20,7 +25,7 @@ class Memory:
     def __init__(self, entries_max: int, bytes_max: int) -> None:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
-        self._entries: deque[bytes] = deque()
+        self._packed: dict[str, bytes] = {}
         self._bytes = 0
         self._stored = 0
         self.total = 0
@@ -29,27 +34,45 @@ class Memory:
     @property
     def entries(self) -> list[bytes]:
         """What is kept, oldest first."""
-        return list(self._entries)
+        return [_unpack(packed)[1] for packed in self._packed.values()]
+
+    @property
+    def packed(self) -> list[bytes]:
+        """The same as Redis keeps it."""
+        return list(self._packed.values())
 
     @property
     def forgotten(self) -> int:
         """How many of the oldest are gone."""
-        return self.total - len(self._entries)
+        return self.total - len(self._packed)
 
-    def add(self, entry: bytes) -> MemoryEntry:
-        """Remember one more. One that is larger than all that may be kept pushes everything out, itself included."""
-        place = MemoryEntry(self.total, entry)
-        self._entries.append(entry)
-        self._bytes += len(entry)
+    def has(self, item_id: str) -> bool:
+        """Whether this item is remembered."""
+        return item_id in self._packed
+
+    def add(self, item_id: str, entry: bytes) -> MemoryEntry | None:
+        """Remember one more, None if it is remembered already.
+
+        One that is larger than all that may be kept pushes everything out, itself included.
+        """
+        if item_id in self._packed:
+            return None
+        place = MemoryEntry(self.total, _pack((item_id, entry)))
+        self._packed[item_id] = place.packed
+        self._bytes += len(place.packed)
         self.total += 1
-        while len(self._entries) > self._entries_max or self._bytes > self._bytes_max:
-            self._bytes -= len(self._entries.popleft())
+        while len(self._packed) > self._entries_max or self._bytes > self._bytes_max:
+            self._bytes -= len(self._packed.pop(next(iter(self._packed))))
         return place
 
-    def restore(self, total: int, entries: list[bytes]) -> None:
-        """What Redis has, for an owner that took the call over."""
-        self._entries = deque(entries)
-        self._bytes = sum(map(len, entries))
+    def restore(self, total: int, packed: list[bytes]) -> None:
+        """What Redis has, for an owner that took the call over. An entry that cannot be read is left out."""
+        for one in packed:
+            try:
+                self._packed[_unpack(one)[0]] = one
+            except msgspec.MsgspecError:
+                continue
+        self._bytes = sum(map(len, self._packed.values()))
         self.total = self._stored = total
 
     def is_stored(self, place: MemoryEntry) -> bool:

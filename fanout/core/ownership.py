@@ -105,7 +105,9 @@ class Ownership:
         """The session's verdict; False if there is nothing to say."""
         if not self.inbox.can_settle(message_id, status):
             return False
-        place = self.memory.add(memory) if memory else None
+        verdict = self.inbox.verdict(message_id)
+        remembered_as = item_id or (verdict.item_id if verdict else "")
+        place = self.memory.add(remembered_as, memory) if memory else None
         return self.inbox.settle(message_id, status, wall, item_id=item_id, error=error, memory=place)
 
     def end(self, tombstone: Tombstone, wall: float) -> bool:
@@ -122,7 +124,7 @@ class Ownership:
         """A ring; before the claim and after the end there is nothing to deliver."""
         if self.phase is not Phase.HELD:
             return []
-        return self.inbox.on_bell(entry, previous, wall)
+        return self.inbox.on_bell(self._as_remembered(entry), previous, wall)
 
     def on_subscribed(self) -> None:
         """What rang before is in the stream only."""
@@ -238,7 +240,7 @@ class Ownership:
     def _writes(self) -> list[Step]:
         if self.memory.needs_rewrite:
             total = self.memory.total
-            run = self._scripts.rewrite(self.keys, self.epoch, self.claim, total, self.memory.entries)
+            run = self._scripts.rewrite(self.keys, self.epoch, self.claim, total, self.memory.packed)
             return [Step("rewrite", run, total)]
         return self._settles()
 
@@ -378,12 +380,10 @@ class Ownership:
         _, last_entry, last_message, more, entries = outcome
         if self.phase is not Phase.HELD:
             return []
-        read = [
-            self._read_entry(entry.decode(), message.decode(), packed)._replace(
-                is_applied=how_far == 1, is_answered=how_far == 2
-            )
-            for entry, message, packed, how_far in entries
-        ]
+        read = []
+        for entry, message, packed, how_far in entries:
+            found = self._as_remembered(self._read_entry(entry.decode(), message.decode(), packed))
+            read.append(found._replace(is_applied=found.is_applied or how_far == 1, is_answered=how_far == 2))
         deliveries = self.inbox.on_entries(read, wall)
         if more:
             self._read_after = entries[-1][0].decode()
@@ -391,6 +391,11 @@ class Ownership:
             self._read_ticket = None
             self.inbox.end_read(Position(last_entry.decode(), last_message.decode()), ticket)
         return deliveries
+
+    def _as_remembered(self, entry: Entry) -> Entry:
+        """An item that the conversation has was applied, whatever became of its receipt."""
+        is_applied = entry.message is not None and self.memory.has(entry.message.item_id)
+        return entry._replace(is_applied=is_applied)
 
     def _pause(self, now: float, milliseconds: float) -> None:
         self._paused_until = now + max(_PAUSE_MIN_MS, milliseconds) / 1000

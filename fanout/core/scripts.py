@@ -97,7 +97,7 @@ class Scripts:
                 *(epoch, claim, call_id, message_id, verdict.status.value, pack_reached(verdict.reached)),
                 *(verdict.item_id, pack_error(verdict.error), int(verdict.wants_response)),
                 *(self.settings.node, self.settings.region, self._ttl_ms, self._kept_ms),
-                *((memory.entry, memory.position) if memory else ("", 0)),
+                *((memory.packed, memory.position) if memory else ("", 0)),
                 keep,
             ),
         )

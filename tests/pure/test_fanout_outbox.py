@@ -373,21 +373,27 @@ def test_the_circuit_opens_after_a_while_of_failing_and_closes_at_once():
 
 def test_a_memory_forgets_the_oldest_and_knows_what_redis_has():
     """Positions count from the first entry ever, so that both sides agree on what comes next."""
-    memory = Memory(2, 10)
-    first, second = memory.add(b"one"), memory.add(b"two")
+    memory = Memory(2, 100)
+    first, second = memory.add("a", b"one"), memory.add("b", b"two")
+    assert first is not None
+    assert second is not None
+    assert memory.add("b", b"two again") is None
     assert memory.keep_with(first) == 1
     memory.on_stored(1)
     assert memory.is_stored(first)
     assert not memory.is_stored(second)
-    third = memory.add(b"three")
+    third = memory.add("c", b"three")
+    assert third is not None
     assert (memory.entries, memory.total, memory.forgotten) == ([b"two", b"three"], 3, 1)
     assert (memory.keep_with(third), third.position) == (2, 2)
-    huge = memory.add(b"x" * 11)
+    assert (memory.has("a"), memory.has("c")) == (False, True)
+    huge = memory.add("d", b"x" * 101)
+    assert huge is not None
     assert (memory.entries, memory.keep_with(huge)) == ([], 0)
     memory.on_lost()
     assert memory.needs_rewrite
-    memory.restore(7, [b"a"])
-    assert (memory.total, memory.forgotten, memory.is_stored(huge)) == (7, 6, True)
+    memory.restore(7, [first.packed, b"of another version"])
+    assert (memory.total, memory.entries, memory.is_stored(huge)) == (7, [b"one"], True)
 
 
 def test_a_memory_that_never_had_anything_has_nothing_to_rewrite():

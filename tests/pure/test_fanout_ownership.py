@@ -7,6 +7,7 @@ import pytest
 
 from fanout.core.envelope import Envelope
 from fanout.core.inbox import Entry, Position
+from fanout.core.memory import Memory
 from fanout.core.ownership import SETTLES_MAX, Expected, Ownership, Phase
 from fanout.core.records import message_from_envelope, message_to_envelope
 from fanout.core.scripts import Scripts, outgoing_args
@@ -82,9 +83,9 @@ class World:
         owner.on_outcomes(steps, [TROUBLE for _ in steps], self.now, self.now)
 
     def put(self, message_id: str) -> list[Any]:
-        message = Message(id=message_id, item=b"{}", expires_at=self.now + 60, item_id="item")
+        message = Message(id=message_id, item=b"{}", expires_at=self.now + 60, item_id=f"item_{message_id}")
         packed = message_to_envelope(message, RECORD.id, "lhr-1").pack()
-        args = outgoing_args(RECORD.id, message_id, "print", packed, "item", wants_response=False)
+        args = outgoing_args(RECORD.id, message_id, "print", packed, message.item_id, wants_response=False)
         return self.redis.execute(SCRIPTS.publish(KEYS, RECORD.tenant, args, "", again=False), self.now)
 
     def look(self, message_id: str) -> list[Any]:
@@ -95,8 +96,9 @@ class World:
 
     def recall(self, owner: Ownership) -> list[bytes]:
         assert owner.claim.encode() == self.redis.dump(self.now)[KEYS.call][b"claim"]
-        found: list[bytes] = self.redis.dump(self.now)[KEYS.memory]
-        return found
+        memory = Memory(100, 1000)
+        memory.restore(0, self.redis.dump(self.now)[KEYS.memory])
+        return memory.entries
 
 
 @pytest.fixture
