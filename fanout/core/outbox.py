@@ -1,7 +1,7 @@
 """One node's messages to one call: which to publish now, which again, and when one is done. Pure.
 
 A message stays until it has its end. The next one waits until the owner has the one before, or for a while; each names
-the one before it that has no end, so that a Redis that lost that one says so instead of breaking the order. `now` is
+those before it that have no end, so that a Redis that lost one of them says so instead of breaking the order. `now` is
 any steady clock, `wall` is seconds since the epoch.
 """
 
@@ -25,6 +25,8 @@ from fanout.errors import (
     RegionUnreachable,
 )
 from fanout.messages import Receipt, Status
+
+_BEFORE_MAX = 32  # of the messages that a publication names
 
 
 @dataclass(slots=True, eq=False)
@@ -125,11 +127,11 @@ class Outbox:
         return self._note(outgoing, receipt, now)
 
     def on_new_server(self) -> None:
-        """This Redis is another one: what is under way may be gone from it."""
+        """This Redis is another one: what is under way may be gone from it, and goes out again in its order."""
         self._pause = self._settings.backoff_seconds
         for outgoing in self._queue.values():
-            if outgoing.receipt is not None and not outgoing.is_pending and not outgoing.is_done:
-                outgoing.pause, outgoing.next_at = self._settings.repeat_seconds, 0.0
+            if outgoing.receipt is not None and not outgoing.is_done:
+                outgoing.is_pending, outgoing.pause, outgoing.next_at = True, 0.0, 0.0
 
     # -- what to do
 
@@ -188,15 +190,15 @@ class Outbox:
                 first_repeat = outgoing
         return first_repeat, first_repeat.next_at if first_repeat else None
 
-    def _before(self, outgoing: Outgoing) -> str:
-        """The message before this one that Redis must know."""
-        before = ""
+    def _before(self, outgoing: Outgoing) -> list[str]:
+        """Those before this one that Redis must know; not the last alone, which somebody else may have put in."""
+        before: list[str] = []
         for other in self._queue.values():
             if other is outgoing:
                 break
             if other.receipt is not None and not other.is_done:
-                before = other.message_id
-        return before
+                before.append(other.message_id)
+        return before[-_BEFORE_MAX:]
 
     # -- what the answers mean
 

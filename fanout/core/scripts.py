@@ -1,5 +1,7 @@
 """Calls of the scripts in fanout/lua, each with keys and arguments in the order that its Lua file states. Pure."""
 
+from collections.abc import Sequence
+
 from fanout.core.envelope import Envelope
 from fanout.core.keys import CallKeys, Keys
 from fanout.core.partitions import tag_of
@@ -29,7 +31,7 @@ class Scripts:
         keys: CallKeys,
         tenant: str,
         outgoing: tuple[Arg, ...],
-        before: str,
+        before: Sequence[str],
         *,
         again: bool,
         told: Receipt | None = None,
@@ -41,7 +43,7 @@ class Scripts:
             "publish",
             keys,
             (
-                *(call_id, tenant, message_id, before),
+                *(call_id, tenant, message_id, "\n".join(before)),
                 *rest,
                 *(node, settings.region, self.keys.node_channel(keys.tag, node)),
                 *(settings.inbox_max, settings.inbox_max_bytes, self._ttl_ms),

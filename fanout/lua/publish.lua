@@ -1,5 +1,5 @@
 -- Put a message into a call's inbox and ring its bell; a known message id gets its receipt and a second ring.
--- ARGS: 1 call id, 2 tenant, 3 message id, 4 this publisher's message before it that has no end yet (or empty),
+-- ARGS: 1 call id, 2 tenant, 3 message id, 4 this publisher's messages before it that have no end yet, one per line,
 --       5 fingerprint, 6 envelope, 7 item id, 8 wants response (1, 0), 9 node, 10 region, 11 channel to tell,
 --       12 most entries, 13 most bytes, 14 ttl in ms, 15 was accepted before (1, 0),
 --       16 error of a message whose call has ended (JSON), 17 ms that tombstones and receipts are kept,
@@ -73,7 +73,9 @@ if told and not is_applied(told) then
   note_end(message_id, ARGS[17], ARGS[14])
   return answer()
 end
-if before ~= '' and redis.call('HEXISTS', RECEIPTS, before) == 0 then return {'behind'} end
+for earlier in string.gmatch(before, '[^\n]+') do
+  if redis.call('HEXISTS', RECEIPTS, earlier) == 0 then return {'behind'} end
+end
 local size = #ARGS[6]
 local bytes = tonumber(call[5] or '0')
 if redis.call('XLEN', INBOX) >= tonumber(ARGS[12]) or bytes + size > tonumber(ARGS[13]) then return {'full'} end

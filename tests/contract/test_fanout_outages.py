@@ -74,7 +74,7 @@ async def test_a_message_whose_ring_was_lost_is_found_by_the_sweep(bus):
         scripts, keys = Scripts(settings), Keys("test").call(session.id, "acme")
         packed = message_to_envelope(message("m1"), session.id, "b").pack()
         args = outgoing_args(session.id, "m1", "print", packed, "item", wants_response=False)
-        run = scripts.publish(replace(keys, channel=keys.channel + "of nobody"), "acme", args, "", again=False)
+        run = scripts.publish(replace(keys, channel=keys.channel + "of nobody"), "acme", args, (), again=False)
         run_id = bus.server.command("HGET", keys.generation, "server")
         with closing(redis.Redis(port=bus.server.port)) as client:
             client.eval(read_script(run.script), len(run.keys), *run.keys, run_id, *run.args)

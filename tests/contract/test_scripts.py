@@ -76,7 +76,8 @@ _BLOCKS = [
     *[_step("claim", mode=st.sampled_from(["fresh", "restore", "take"]), claim=_CLAIM, call=_CALL, tenant=_TENANT,
             stale=_mostly(False, True), left_ms=_mostly(1, 0, -1))] * 3,
     *[_step("publish", message=_MESSAGE, call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]),
-            before=_mostly("", *MESSAGES), body=_mostly(b"x", b"y", b"long"), wants=st.booleans(),
+            before=_mostly("", *MESSAGES, " ".join(MESSAGES[:2])), body=_mostly(b"x", b"y", b"long"),
+            wants=st.booleans(),
             again=st.booleans(), told=_mostly(None, "applied", "answered", "failed"))] * 5,
     *[_step("settle", status=st.sampled_from(["delivered", "applied", "answered", "failed", "expired", "rejected"]),
             message=_MESSAGE, claim=_CLAIM, call=_CALL, off=_OFF, wants=st.booleans(), memory=_MEMORY,
@@ -326,7 +327,7 @@ def test_nodes_can_read_what_is_written_and_published(server, where):
     outgoing = outgoing_args(CALLS[0], "m1", "print", envelope, "item_1", wants_response=False)
 
     [_, epoch], _ = execute(scripts.claim(names, "fresh", "aa", record, latest_ms=10**15))
-    [_, packed], [(channel, bell)] = execute(scripts.publish(names, "acme", outgoing, "", again=False))
+    [_, packed], [(channel, bell)] = execute(scripts.publish(names, "acme", outgoing, (), again=False))
     rung, receipt = Bell.unpack(bell, max_bytes=1000), receipt_from_stored(CALLS[0], "m1", packed)
     assert (channel, rung.message_id, rung.envelope) == (names.channel, "m1", envelope)
     assert (receipt.status, receipt.item_id, receipt.error) == (Status.ACCEPTED, "item_1", None)

@@ -86,7 +86,7 @@ class World:
         message = Message(id=message_id, item=b"{}", expires_at=self.now + 60, item_id=f"item_{message_id}")
         packed = message_to_envelope(message, RECORD.id, "lhr-1").pack()
         args = outgoing_args(RECORD.id, message_id, "print", packed, message.item_id, wants_response=False)
-        return self.redis.execute(SCRIPTS.publish(KEYS, RECORD.tenant, args, "", again=False), self.now)
+        return self.redis.execute(SCRIPTS.publish(KEYS, RECORD.tenant, args, (), again=False), self.now)
 
     def look(self, message_id: str) -> list[Any]:
         return self.redis.execute(SCRIPTS.lookup(KEYS, RECORD.tenant, message_id), self.now)

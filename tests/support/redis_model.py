@@ -323,7 +323,7 @@ class RedisModel:
             self._save(receipts, call_id, message_id, receipt, ttl_ms)
             self._note_end(settled, receipts, message_id, kept_ms, ttl_ms)
             return answer()
-        if before and before not in self._keys.get(receipts, {}):
+        if any(earlier not in self._keys.get(receipts, {}) for earlier in before.split()):
             return [b"behind"]
         size, held_bytes = len(envelope), int(call.get(b"inbox_bytes", b"0"))
         stream: _Stream = self._keys.get(inbox) or _Stream()

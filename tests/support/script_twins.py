@@ -327,7 +327,7 @@ class Both:
             by={"accepted": ("n8", "iad"), told: ("n9", "lhr")},
         )
         run = self._scripts[node].publish(
-            keys(call, tenant), tenant, outgoing, before, again=again or bool(told), told=receipt
+            keys(call, tenant), tenant, outgoing, before.split(), again=again or bool(told), told=receipt
         )
         return self.step(run)
 
