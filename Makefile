@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test drills check bench lock clean
 
 demo: $(VENV)/.run
 	@$(BIN)/python -m relay demo $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Every fault at full length, on real processes, under load: about ten minutes.
+drills: $(VENV)/.dev
+	@$(BIN)/python -m tests.drills $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -159,6 +159,10 @@ def _bus(settings: Settings) -> BusSettings:
         regions=settings.regions,
         prefix=settings.prefix,
         tombstone_seconds=settings.tombstone_seconds,
+        silence_seconds=settings.bus_silence_seconds,
+        node_ttl_seconds=settings.bus_node_ttl_seconds,
+        sweep_seconds=settings.bus_sweep_seconds,
+        socket_timeout=settings.bus_socket_timeout,
     )
 
 
@@ -230,33 +234,67 @@ def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, 
     return metrics
 
 
+# What Fanout.status() says of each home, by its key there.
 _BUS_GAUGES = {
-    "connected": "1 while this node's subscriptions in the region's Redis are live.",
+    "connected": "1 while the home's Redis answers and every channel of this node's own is subscribed.",
+    "circuit_open": "1 while new messages to the home's calls are refused at once, because its Redis does not answer.",
+    "settling": "1 while the home's Redis is new: receipts wait, unknown calls get 503, no call changes its owner.",
+    "heartbeat_age_seconds": "Since Redis last answered this node's heartbeat; -1 before the first answer.",
+    "round_trip_seconds": "Of the last heartbeat.",
+    "clock_offset_seconds": "This node's clock minus that of the home's Redis.",
+    "servers": "Primaries that serve the home.",
     "wanted": "Channels that this node should be subscribed to.",
     "held": "Channels that it is subscribed to.",
-    "owned": "Calls of this node whose home is the region.",
-    "unregistered": "Owned calls that the region's Redis does not have yet.",
-    "unwritten": "Verdicts on messages that Redis does not have yet.",
+    "owned": "Calls of this node that live in the home.",
+    "unregistered": "Owned calls that Redis does not have yet.",
+    "unsubscribed": "Owned calls whose bell this node cannot hear.",
+    "unwritten": "Owned calls with verdicts on messages that Redis does not have yet.",
+    "ending": "Ended calls whose tombstone Redis does not have yet.",
+    "kept": "Calls over here that are remembered in case Redis is replaced.",
     "outgoing": "Messages under way from this node.",
+    "outgoing_bytes": "And their bytes.",
+    "outgoing_held": "Messages that have their end and are kept for as long as Redis's replicas may lag.",
 }
 _BUS_COUNTERS = {
-    "connects": "Subscriber connections made.",
+    "connects": "Connections made.",
     "redis_errors": "Commands and connections that failed.",
-    "messages": "Envelopes received.",
-    "unreadable_envelopes": "Envelopes skipped: malformed, or of a newer version.",
+    "resolves": "Times that the topology was asked for.",
+    "new_servers": "Times that another Redis process than before served the home, or a part of it.",
+    "moved": "Commands that one Redis node sent to another.",
+    "deaf_periods": "Times that a subscription was lost.",
+    "deaf_seconds": "How long some subscription was lost, in all.",
+    "messages": "Messages received on channels.",
     "delivered": "Messages handed to calls.",
+    "recovered": "Of these, those that no bell brought: they were found by reading the inbox.",
     "gaps": "Gaps in the chain of a call's messages, closed by reading its inbox.",
-    "published": "Messages written into inboxes.",
-    "repeated": "Messages published again because no answer came.",
+    "duplicates": "Bells for messages that were known.",
+    "unheard_bells": "Times that Redis said that nobody hears a bell that this node thought it heard.",
+    "expired": "Messages that reached their owner after their deadline.",
+    "restored": "Records of calls written again into a Redis that lacked them.",
+    "lost": "Calls that another node took or ended.",
+    "endings_dropped": "Ended calls whose tombstone was given up, for there were too many.",
+    "unreadable": "Bells and messages skipped: malformed, or of a newer version.",
+    "unreadable_envelopes": "Envelopes on this node's channels skipped: malformed, or of a newer version.",
+    "unreadable_receipts": "Receipts skipped: malformed, or of a newer version.",
+    "published": "Publications, repeats included.",
+    "repeated": "Publications of messages that had been published before.",
+    "abandoned": "Messages given up long after their deadline, without an answer from an owner.",
+    "holds_dropped": "Held messages let go early, for there were too many.",
 }
 
 
 def _bus_metrics(metrics: Metrics, bus: Fanout) -> None:
-    """The bus's own counts, by region; see ``fanout.Fanout.status``."""
+    """The bus's own counts, by home, under the label that alerts know; see ``fanout.Fanout.status``."""
+    taken: dict[str, Any] = {}
+
+    def failures() -> float:
+        taken.update(bus.status())  # once per page: it walks all calls, and the families below read from it
+        return float(taken["task_failures"])
 
     def by_region(key: str) -> Callable[[], dict[str, float]]:
-        return lambda: {region: values[key] for region, values in bus.status()["regions"].items()}
+        return lambda: {name: home[key] for name, home in taken.get("regions", {}).items() if key in home}
 
+    metrics.counter("relay_bus_task_failures_total", "Tasks of the bus that died and were started again.", failures)
     for key, text in _BUS_GAUGES.items():
         metrics.gauges(f"relay_bus_{key}", text, "region", by_region(key))
     for key, text in _BUS_COUNTERS.items():

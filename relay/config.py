@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import ssl
+import string
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +16,17 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from fanout.ids import is_region_name
+from fanout import BusSettings
+from fanout.ids import is_region_name, region_of
+from fanout.redis import check_url
+from fanout.regions import read_regions
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _SECRET_BYTES: Final = 32  # an HS256 key is at least as long as its hash (RFC 7518, section 3.2)
 
+_MINUTE: Final = 60.0
+_PREFIX_LETTERS: Final = frozenset(string.ascii_letters + string.digits + "-_.:")
 _NO_WORDS: Final[tuple[str, ...]] = ()
 _BEARER: Final[tuple[tuple[str, str], ...]] = (("Authorization", "Bearer {key}"),)
 
@@ -82,20 +88,18 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _up_to_a_minute(text: str) -> float:
+    """Seconds of the bus: longer ones would leave a fault unnoticed for longer than a call can bear."""
+    value = positive(text)
+    if value > _MINUTE:
+        raise ValueError(f"{text!r} is more than {_MINUTE:g} seconds")
+    return value
+
+
 def _region(text: str) -> str:
     if not is_region_name(text):
         raise ValueError(f"{text!r} is not 1 to 24 letters and digits")
     return text
-
-
-def _regions(text: str) -> dict[str, str]:
-    regions = {}
-    for part in listed(text):
-        name, equals, url = (word.strip() for word in part.partition("="))
-        if not equals or not url or not is_region_name(name):
-            raise ValueError("expected name=url,name=url, a name of 1 to 24 letters and digits")
-        regions[name] = _redis_url(url)
-    return regions
 
 
 def _split(url: str) -> SplitResult:
@@ -107,8 +111,13 @@ def _split(url: str) -> SplitResult:
 
 
 def _redis_url(text: str) -> str:
-    if _split(text).scheme not in {"redis", "rediss"}:
-        raise ValueError("a Redis URL begins with redis:// or rediss://")
+    check_url(text)  # its errors never repeat the URL
+    return text
+
+
+def _prefix(text: str) -> str:
+    if set(text) - _PREFIX_LETTERS:
+        raise ValueError(f"{text!r} is not only letters, digits, '-', '_', '.' and ':'")
     return text
 
 
@@ -235,6 +244,10 @@ class Settings:
     close_seconds: float
     drain_seconds: float
     tombstone_seconds: float
+    bus_silence_seconds: float
+    bus_node_ttl_seconds: float
+    bus_sweep_seconds: float
+    bus_socket_timeout: float
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -255,8 +268,8 @@ class Settings:
             ops_port=read(env, "RELAY_OPS_PORT", port, 9090),
             region=region,
             node=read(env, "RELAY_NODE", str, f"{socket.gethostname()}-{os.getpid()}"),
-            regions=read(env, "RELAY_REGIONS", _regions, {region: redis_url}),
-            prefix=read(env, "RELAY_PREFIX", str, "relay"),
+            regions=read(env, "RELAY_REGIONS", read_regions, {region: redis_url}),
+            prefix=read(env, "RELAY_PREFIX", _prefix, "relay"),
             agents=load_agents(path),
             upstream_url=read(env, "RELAY_UPSTREAM_URL", _websocket_url, "wss://api.openai.com/v1/realtime"),
             upstream_headers=tuple((name, value.replace("{key}", key)) for name, value in templates),
@@ -282,6 +295,10 @@ class Settings:
             close_seconds=read(env, "RELAY_CLOSE_SECONDS", positive, 2.0),
             drain_seconds=read(env, "RELAY_DRAIN_SECONDS", _not_negative, 300.0),
             tombstone_seconds=read(env, "RELAY_TOMBSTONE_SECONDS", positive, 3600.0),
+            bus_silence_seconds=read(env, "RELAY_BUS_SILENCE_SECONDS", _up_to_a_minute, 3.0),
+            bus_node_ttl_seconds=read(env, "RELAY_BUS_NODE_TTL_SECONDS", _up_to_a_minute, 8.0),
+            bus_sweep_seconds=read(env, "RELAY_BUS_SWEEP_SECONDS", _up_to_a_minute, 10.0),
+            bus_socket_timeout=read(env, "RELAY_BUS_SOCKET_TIMEOUT", _up_to_a_minute, 2.0),
         )
         settings._check(key)
         return settings
@@ -293,12 +310,17 @@ class Settings:
             )
         if not key and urlsplit(self.upstream_url).hostname == "api.openai.com":
             raise ConfigError("OPENAI_API_KEY: must be set (or RELAY_UPSTREAM_URL, for another server)")
-        if self.region not in self.regions:
+        if not any(region_of(home) == self.region for home in self.regions):
             raise ConfigError(f"RELAY_REGIONS: has no {self.region!r}, which RELAY_REGION names")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("RELAY_TLS_CERT, RELAY_TLS_KEY: set both or neither")
         if self.stall_seconds >= self.ping_seconds + self.pong_seconds:
             raise ConfigError("RELAY_STALL_SECONDS: must be below RELAY_PING_SECONDS + RELAY_PONG_SECONDS")
+        heartbeat = BusSettings.heartbeat_seconds
+        if self.bus_silence_seconds <= heartbeat:
+            raise ConfigError(f"RELAY_BUS_SILENCE_SECONDS: must be above {heartbeat:g}, the time between heartbeats")
+        if self.bus_node_ttl_seconds <= self.bus_silence_seconds:
+            raise ConfigError("RELAY_BUS_NODE_TTL_SECONDS: must be above RELAY_BUS_SILENCE_SECONDS")
 
     def server_context(self) -> ssl.SSLContext | None:
         """Return the TLS context of the public port, None without a certificate.

@@ -24,6 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis.asyncio as redis
 
+from fanout.core.keys import Keys
+from fanout.core.partitions import partition_tags
 from relay.children import Child, ChildFailed, write_ready_file
 from relay.config import ConfigError
 from relay.devcert import make_certificate
@@ -34,6 +36,8 @@ _TOKEN_SECONDS: Final = 24 * 3600
 _NODE_STOP_SECONDS: Final = 2.5  # the whole demo ends within five seconds
 _SERVICE_STOP_SECONDS: Final = 1.0
 _OPENAI_MODEL: Final = "gpt-realtime-2.1"
+
+_PREFIX: Final = "relay-demo"
 
 _AGENTS: Final = """\
 [agents.default]
@@ -167,7 +171,25 @@ async def _start_redises(plan: Plan, services: list[Child]) -> dict[str, str]:
         services.append(child)
         urls[region] = f"redis://127.0.0.1:{port}"
         await _wait_redis(urls[region], child)
+        await declare_settled(urls[region], _PREFIX)
     return urls
+
+
+async def declare_settled(url: str, prefix: str) -> None:
+    """Tell the bus that this Redis has lost nothing: it was started just now, and so is all that will use it.
+
+    Nodes that meet a new Redis hold receipts back for some seconds, since it may have taken over from another one.
+    """
+    client = redis.from_url(url, protocol=2)
+    try:
+        server = (await client.info("server"))["run_id"]
+        keys = Keys(prefix)
+        async with client.pipeline(transaction=False) as pipeline:
+            for tag in partition_tags():
+                pipeline.hset(keys.generation(tag), mapping={"server": server, "since": 0})
+            await pipeline.execute()
+    finally:
+        await client.aclose()
 
 
 def redis_binary() -> str:
@@ -227,7 +249,7 @@ def _node_environment(
     own = {
         "RELAY_JWT_SECRET": plan.secret,
         "RELAY_REGIONS": ",".join(f"{region}={url}" for region, url in redises.items()),
-        "RELAY_PREFIX": "relay-demo",
+        "RELAY_PREFIX": _PREFIX,
         "RELAY_CONFIG": str(agents),
         "RELAY_ALLOWED_ORIGINS": ",".join(sorted(origins)),
         "RELAY_PAGE": str(page),

@@ -13,6 +13,7 @@ from fanout import (
     CallNotFound,
     CallNotStarted,
     CallRecord,
+    CallStateUnknown,
     FanoutError,
     IdempotencyConflict,
     InboxFull,
@@ -22,6 +23,7 @@ from fanout import (
     Status,
     new_call_id,
 )
+from fanout.core.envelope import EnvelopeError
 from relay import items, page
 from relay.admission import EVENTS_PROTOCOL, Refused, Room, admit, bearer, check_origin, choose_protocol
 from relay.calls import Calls
@@ -39,6 +41,7 @@ _DEFAULT_TIMEOUT_MS: Final = 5000
 _LONGEST_TIMEOUT_MS: Final = 60_000
 _PAGE_SIZE: Final = 100
 _LIST_SIZE: Final = 20
+_SETTLING_RETRY_SECONDS: Final = 2  # a new Redis takes about twelve to know
 
 log = structlog.get_logger("relay")
 
@@ -125,7 +128,7 @@ class Api:
         wanted = admit(room, request.query, agent.model)
         protocol = choose_protocol(offered)
         call = Request(
-            call_id=new_call_id(settings.region),
+            call_id=new_call_id(self._services.bus.new_home()),
             tenant=claims.tenant,
             agent=agent,
             target=Target(wanted.model, wanted.intent),
@@ -178,6 +181,9 @@ class Api:
             receipt = await self._services.bus.receipt(call_id, claims.tenant, message_id)
         except FanoutError as error:
             raise _bus_refusal(error) from None
+        except EnvelopeError:
+            text = "A newer version of the relay wrote this receipt and this node cannot read it: ask again."
+            raise _unavailable("receipt_unreadable", text) from None
         if receipt is None:
             raise Refused(404, "message_not_found", f"No message {message_id!r} in this call.")
         return web.json_response(receipt.to_public())
@@ -252,15 +258,20 @@ def _bus_refusal(error: FanoutError) -> Refused:
         case MessageTooLarge():
             return Refused(413, "message_too_large", f"The message has {error.size} bytes, the limit is {error.limit}.")
         case BusFull() | BusTimeout():
-            text = "This node has too many messages under way: repeat with the same id."
-            return Refused(503, "bus_busy", text, kind="server_error", retry_after=1)
+            return _unavailable("bus_busy", "This node has too many messages under way: repeat with the same id.")
         case RegionUnreachable():
-            text = f"The Redis of region {error.region!r} did not answer: repeat with the same id."
-            return Refused(503, "region_unreachable", text, kind="server_error", retry_after=1)
+            text = f"The Redis of {error.region!r} did not answer: repeat with the same id."
+            return _unavailable("region_unreachable", text)
+        case CallStateUnknown():
+            text = "The call's Redis is new and does not know yet which calls there are: repeat with the same id."
+            return _unavailable("call_state_unknown", text, _SETTLING_RETRY_SECONDS)
         case _:
-            return Refused(
-                503, "call_state_unknown", "The call's state is unknown: repeat.", kind="server_error", retry_after=1
-            )
+            raise error  # a case is missing above
+
+
+def _unavailable(code: str, text: str, retry_after: int = 1) -> Refused:
+    """Not the caller's fault, and over soon."""
+    return Refused(503, code, text, kind="server_error", retry_after=retry_after)
 
 
 def _rejected(receipt: Receipt) -> web.Response:

@@ -82,7 +82,7 @@ class Session:
         self._model = Leg(Side.MODEL, self, self._on_model_text, plain, max_message=most, **limits)
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._owned: OwnedCall | None = None
-        self._injected_at: dict[str, float] = {}
+        self._injected: dict[str, tuple[float, bytes]] = {}  # by message: when, and the item as the model gets it
         self._started = services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None
@@ -320,18 +320,21 @@ class Session:
             self._settle(Settled(message.id, message.item_id, "rejected", error))
             return
         now = self._loop.time()
-        self._injected_at[message.id] = now
+        self._injected[message.id] = (now, realtime.encode(item))
         injection = Injection(message.id, message.item_id, item, response, message.expires_at)
         self._act(self._bridge.inject(injection, now, self._services.wall()))
 
     def _settle(self, settled: Settled) -> None:
         tally = self._services.tally
         tally.injected[settled.status] += 1
-        since = self._injected_at.pop(settled.message_id, None)
-        if since is not None and settled.status == "applied":
+        memory = None  # what a later owner builds the conversation from
+        injected = self._injected.pop(settled.message_id, None)
+        if injected is not None and settled.status == "applied":
+            since, memory = injected
             tally.apply.observe(self._loop.time() - since)
         if self._owned is not None:
-            self._owned.settle(settled.message_id, Status(settled.status), item_id=settled.item_id, error=settled.error)
+            status, item_id, error = Status(settled.status), settled.item_id, settled.error
+            self._owned.settle(settled.message_id, status, item_id=item_id, error=error, memory=memory)
 
     # Carrying out
 

@@ -19,6 +19,7 @@ class Sent:
     answered_at: float | None = None  # 2xx, for the first time
     told: list[str] = field(default_factory=list)  # statuses that anybody was told
     is_told_applied: bool = False
+    was_refused: bool = False  # by the model of some leg; a Redis that loses that verdict has it put in again, later
 
     def tell(self, receipt: Receipt) -> None:
         """Somebody read this receipt."""

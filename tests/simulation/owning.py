@@ -40,8 +40,7 @@ class Owned:
         self.session = Session(node.world, node.facts, self, refuses=node.refuses)
         self.is_registered = False
         self.is_subscribed = False
-        self.is_asked = False
-        self.wakes_at = 0.0
+        self.asks_at = -1.0  # when it next asks; -1 for never
         self.not_before = 0.0
         self.failures = 0
         self._agenda = agenda
@@ -152,11 +151,9 @@ class Owning:
         if due is None:
             return
         due = max(due, call.not_before, world.now)
-        if call.wakes_at <= world.now or due < call.wakes_at:
-            call.wakes_at = due if due > world.now else 0.0
-            if due > world.now or not call.is_asked:
-                call.is_asked = call.is_asked or due <= world.now
-                self._node.later(due, self._ask, call)
+        if not world.now <= call.asks_at <= due:
+            call.asks_at = due
+            self._node.later(due, self._ask, call, due)
 
     def _leave(self, call: Owned) -> None:
         channel = call.protocol.keys.channel
@@ -181,19 +178,16 @@ class Owning:
             if call.client is not None:
                 call.client.on_lost(call)
 
-    def _ask(self, call: Owned) -> None:
+    def _ask(self, call: Owned, due: float) -> None:
+        if call.asks_at != due:
+            return  # it was sooner
         world = self._node.world
-        call.is_asked = False
-        if world.now < call.not_before:
-            self.look(call)
-            return
+        call.asks_at = -1.0
         steps = call.protocol.steps(world.now, self._node.wall())
         if steps:
             if world.trace is not None:
                 world.note(self._node.name, "asks", " ".join(step.kind for step in steps))
             self._node.link.run([step.run for step in steps], partial(self._on_outcomes, call, steps))
-        else:
-            self.look(call)
 
     def _on_outcomes(self, call: Owned, steps: list[Step], outcomes: list[Any]) -> None:
         world, settings = self._node.world, self._settings

@@ -1,7 +1,8 @@
 """A call at one node, beside the protocol: its model legs and their conversations. The model is a list of item ids.
 
-An item is put in once the leg is ready, and the model takes it, or not, a little later; a new leg is built from what the
-call remembers. What the model took before its leg died, and nobody heard of, is put in again.
+An item is put in once the leg is ready, and the model takes it, or not, a little later; a new leg is built from what
+the call remembers. What the model took before its leg died, and nobody heard of, is put in again. An item that is in
+the conversation already is applied, whatever its deadline says.
 """
 
 from typing import Protocol
@@ -90,10 +91,11 @@ class Session:
         world = self._world
         waiting, self._waiting = self._waiting, {}
         for message in waiting.values():
-            if self._place.wall() > message.expires_at:
-                self._place.settle(message.id, Status.EXPIRED, error=_EXPIRED)
-                continue
-            self._judge_time(message)
+            if message.item_id not in self.conversation:
+                if self._place.wall() > message.expires_at:
+                    self._place.settle(message.id, Status.EXPIRED, error=_EXPIRED)
+                    continue
+                self._judge_time(message)
             self._in_flight[message.id] = message
             self._taken_at = max(self._taken_at, world.now + world.between(0.001, 0.2))
             world.at(self._taken_at, self._take, self.leg, message)
@@ -120,13 +122,12 @@ class Session:
             return
         self._in_flight.pop(message.id, None)
         if is_refused:
+            self._facts.sent[message.id].was_refused = True
             self._place.settle(message.id, Status.FAILED, error=_REFUSED)
             return
         entry = message.item_id.encode()
         is_remembered = entry in self._place.protocol.memory.entries
-        self._place.settle(
-            message.id, Status.APPLIED, item_id=message.item_id, memory=None if is_remembered else entry
-        )
+        self._place.settle(message.id, Status.APPLIED, item_id=message.item_id, memory=None if is_remembered else entry)
         if message.wants_response:
             self._unanswered[message.id] = message
             self._respond(message)

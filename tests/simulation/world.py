@@ -20,6 +20,7 @@ class World:
         self.random = Random(seed)
         self.now = START
         self.events = 0
+        self.last_work_at = float("inf")  # after it nothing begins any more that nobody waits for
         self.trace: deque[str] | None = deque(maxlen=_TRACE_MAX) if is_traced else None
         self._heap: list[tuple[float, int, Act, tuple[Any, ...]]] = []
         self._order = 0
