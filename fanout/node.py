@@ -60,7 +60,7 @@ class Fanout:
         return await self._home(call_id).publisher.put(call_id, tenant, message, wait=wait, timeout=timeout)
 
     async def receipt(self, call_id: str, tenant: str, message_id: str) -> Receipt | None:
-        """What became of a message. Raises CallNotFound, CallStateUnknown, RegionUnreachable."""
+        """What became of a message. Raises CallNotFound, CallStateUnknown, RegionUnreachable, EnvelopeError (newer)."""
         return await self._home(call_id).directory.receipt(call_id, tenant, message_id)
 
     async def call(self, call_id: str, tenant: str) -> CallRecord | Tombstone | None:

@@ -31,6 +31,10 @@ class Agenda(Protocol):
         """A message is handed over."""
 
 
+def _nobody(_: Message) -> None:
+    """Takes what a call that is over would get."""
+
+
 class OwnedCall:
     """`settle` and `end` note what happened and return at once; the bus writes it, again and again while Redis is away.
 
@@ -144,6 +148,10 @@ class OwnedCall:
             await self._changed.wait()
 
     # -- for the bus
+
+    def let_go(self) -> None:
+        """Nothing more is delivered. What is kept of the call for a new Redis must not keep its session."""
+        self._deliver = _nobody
 
     def changed(self) -> None:
         """Wake who waits, to look again."""

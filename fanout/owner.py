@@ -203,6 +203,7 @@ class Owner:
 
     def _leave(self, call: OwnedCall) -> None:
         """No more bells."""
+        call.let_go()
         if self._by_channel.get(call.keys.channel) is call:
             del self._by_channel[call.keys.channel]
             self._store.unwant(call.keys.channel)

@@ -15,7 +15,7 @@ class BusSettings:
 
     node: str
     region: str
-    regions: Mapping[str, str] = field(repr=False)  # region, or region-shard → redis://…, see fanout/redis/urls.py
+    regions: Mapping[str, str] = field(repr=False)  # region, or region-shard → redis://…, see fanout/redis/target.py
     prefix: str = "relay"  # of every key and channel, so that regions can share a Redis in development
 
     message_max_bytes: int = 1 * MIB  # one packed message

@@ -247,7 +247,6 @@ _BUS_GAUGES = {
     "held": "Channels that it is subscribed to.",
     "owned": "Calls of this node that live in the home.",
     "unregistered": "Owned calls that Redis does not have yet.",
-    "unsubscribed": "Owned calls whose bell this node cannot hear.",
     "unwritten": "Owned calls with verdicts on messages that Redis does not have yet.",
     "ending": "Ended calls whose tombstone Redis does not have yet.",
     "kept": "Calls over here that are remembered in case Redis is replaced.",

@@ -75,6 +75,12 @@ class Memory:
         self._bytes = sum(map(len, self._packed.values()))
         self.total = self._stored = total
 
+    def forget(self) -> None:
+        """All of it."""
+        self._packed.clear()
+        self._bytes = self.total = self._stored = 0
+        self.needs_rewrite = False
+
     def is_stored(self, place: MemoryEntry) -> bool:
         """Whether Redis has this entry, or had it when it was forgotten."""
         return place.position < self._stored

@@ -374,6 +374,7 @@ class Ownership:
                 self.inbox.on_written(message_id, status)
             case "end":
                 self.phase = Phase.ENDED
+                self.memory.forget()  # nobody will ask for it any more
         return []
 
     def _on_read(self, ticket: ReadTicket, outcome: list[Any], wall: float) -> list[Message]:

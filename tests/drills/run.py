@@ -63,8 +63,6 @@ SHORT: Final = Size(
     env={
         "RELAY_BUS_SILENCE_SECONDS": "1.5",
         "RELAY_BUS_NODE_TTL_SECONDS": "3",
-        "RELAY_BUS_MARGIN_SECONDS": "0.5",
-        "RELAY_BUS_REWRITE_SECONDS": "0.5",
         "RELAY_BUS_SWEEP_SECONDS": "3",
         "RELAY_BUS_SOCKET_TIMEOUT": "1",
     },

@@ -158,7 +158,7 @@ async def test_five_hundred_calls_leave_nothing_behind(nodes: Nodes, redis_serve
 
     async def in_redis() -> tuple[list[bytes], list[bytes]]:
         keys = sorted([key async for key in store.scan_iter(match=f"{nodes.prefix}*")])
-        return keys, sorted(await store.pubsub_channels(f"{nodes.prefix}*"))
+        return keys, sorted(await store.pubsub_shardchannels(f"{nodes.prefix}*"))
 
     async def over() -> bool:
         keys, channels = await in_redis()

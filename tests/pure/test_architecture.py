@@ -47,7 +47,7 @@ OWNERS = {
     "picows": {"relay.handoff", "relay.legs", "relay.upstream", "ops.bench.*"},
     "picows.picows.WSProtocol": {"relay.handoff"},
     "aiofastnet": {"relay.handoff", "ops.bench.*"},
-    "redis": {"fanout.*", "relay.demo"},
+    "redis": {"fanout.redis.*", "relay.demo"},
     "msgpack": {"fanout.core.envelope"},
     "jwt": {"relay.tokens", "ops.bench.*"},  # which may not import relay.tokens
     "cryptography": {"relay.devcert"},
