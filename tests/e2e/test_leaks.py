@@ -154,22 +154,22 @@ async def test_five_hundred_calls_leave_nothing_behind(nodes: Nodes, redis_serve
                 tasks.create_task(one(WAYS[at % len(WAYS)]))
 
     await calls(2 * AT_ONCE)  # what is made once, or pooled, is made now
-    store = redis.from_url(redis_server.url)
+    async with redis.from_url(redis_server.url) as store:
 
-    async def in_redis() -> tuple[list[bytes], list[bytes]]:
-        keys = sorted([key async for key in store.scan_iter(match=f"{nodes.prefix}*")])
-        return keys, sorted(await store.pubsub_shardchannels(f"{nodes.prefix}*"))
+        async def in_redis() -> tuple[list[bytes], list[bytes]]:
+            keys = sorted([key async for key in store.scan_iter(match=f"{nodes.prefix}*")])
+            return keys, sorted(await store.pubsub_shardchannels(f"{nodes.prefix}*"))
 
-    async def over() -> bool:
-        keys, channels = await in_redis()
-        live = any(b"rtc_" in name for name in (*keys, *channels))
-        return not live and (await nodes.sim_health())["open_sessions"] == 0
+        async def over() -> bool:
+            keys, channels = await in_redis()
+            live = any(b"rtc_" in name for name in (*keys, *channels))
+            return not live and (await nodes.sim_health())["open_sessions"] == 0
 
-    await until(over)
-    before, stored = remains(redis_server.port), await in_redis()
-    await calls(CALLS)
-    await until(over, 20)
-    assert await in_redis() == stored
+        await until(over)
+        before, stored = remains(redis_server.port), await in_redis()
+        await calls(CALLS)
+        await until(over, 20)
+        assert await in_redis() == stored
 
     def settled() -> bool:
         now = remains(redis_server.port)
@@ -179,5 +179,3 @@ async def test_five_hundred_calls_leave_nothing_behind(nodes: Nodes, redis_serve
         await until(settled, 10)
     except TimeoutError:
         pytest.fail(f"before {before}, after {remains(redis_server.port)}")
-    finally:
-        await store.aclose()
