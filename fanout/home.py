@@ -121,10 +121,12 @@ class Home:
         while True:
             self.store.check_silence()
             started = loop.time()
-            # To a server that is new to us once in every partition, so that all of them begin to settle now.
+            # A server that is new to us is asked once in every partition, so that all of them begin to settle now.
             introduces, self._is_introduced = not self._is_introduced, True
-            tags = partition_tags() if introduces else self._beat_tags()
-            outcomes = await self.store.run([self._scripts.beat(tag, self._boot) for tag in tags])
+            runs = [self._scripts.beat(tag, self._boot) for tag in self._beat_tags()]
+            if introduces:
+                runs += [self._scripts.introduce(tag) for tag in partition_tags()]
+            outcomes = await self.store.run(runs)
             now = loop.time()
             for outcome in outcomes:
                 if isinstance(outcome, RegionUnreachable):

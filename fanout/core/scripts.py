@@ -149,6 +149,12 @@ class Scripts:
         tag = tag_of(node)
         return Run("alive", tag, (self.keys.generation(tag), self.keys.node_alive(tag, node)), self._terms)
 
+    def introduce(self, tag: str) -> Run:
+        """Let a partition note which server it is on; the least that a script can be asked."""
+        return Run(
+            "alive", tag, (self.keys.generation(tag), self.keys.node_alive(tag, self.settings.node)), self._terms
+        )
+
     def beat(self, tag: str, boot: str, *, leaves: bool = False) -> Run:
         """This node lives, or leaves."""
         node = self.settings.node
