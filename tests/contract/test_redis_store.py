@@ -72,8 +72,8 @@ class Client:
         return outcome
 
     async def until_done(self, script: str, key: str, *args: Any, tag: str = TAG) -> list[Any]:
-        """As a publisher does: repeat while the region is unreachable."""
-        async with asyncio.timeout(10):
+        """As a publisher does: repeat while the region is unreachable. Sentinels may elect twice until one leads."""
+        async with asyncio.timeout(45):
             while True:
                 outcome = await self.one(script, key, *args, tag=tag)
                 if not isinstance(outcome, RegionUnreachable):

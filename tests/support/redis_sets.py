@@ -61,7 +61,7 @@ class SentinelSet:
                 [
                     f"sentinel monitor {MASTER_NAME} 127.0.0.1 {master.port} 2",
                     f"sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_MS}",
-                    f"sentinel failover-timeout {MASTER_NAME} 4000",
+                    f"sentinel failover-timeout {MASTER_NAME} 2000",
                     f"sentinel parallel-syncs {MASTER_NAME} 2\n",
                 ]
             )
