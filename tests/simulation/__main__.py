@@ -5,33 +5,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
 
 from tests.simulation.faults import FAULTS
+from tests.simulation.many import replay_command, run_many
 from tests.simulation.schedule import Outcome, simulate
 
-_CHUNK = 200  # schedules that one process is given at a time
 _SHOWN = 10
-
-
-def run_chunk(first: int, count: int, fault: str | None = None, faults: int = 1) -> list[Outcome]:
-    """Schedules of so many seeds, in order."""
-    return [simulate(seed, fault=fault, faults=faults) for seed in range(first, first + count)]
-
-
-def run_many(first: int, count: int, processes: int, fault: str | None = None, faults: int = 1) -> Iterator[Outcome]:
-    """The same, spread over processes; order and outcomes don't depend on how many there are."""
-    starts = range(first, first + count, _CHUNK)
-    counts = [min(_CHUNK, first + count - start) for start in starts]
-    with ProcessPoolExecutor(processes) as pool:
-        for outcomes in pool.map(run_chunk, starts, counts, repeat(fault), repeat(faults)):
-            yield from outcomes
-
-
-def replay_command(outcome: Outcome) -> str:
-    """What shows this schedule again."""
-    return f"python -m tests.simulation --seed {outcome.seed} --trace"
 
 
 def main() -> int:
@@ -43,11 +22,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--fault", choices=list(FAULTS), help="this one in every schedule, not one by chance")
     parser.add_argument("--faults", type=int, default=1, help="how many per schedule; nothing is promised for two")
+    parser.add_argument("--crowd", type=int, default=1, help="so many times as many messages")
     chosen = parser.parse_args()
     if chosen.seeds == 1:
-        return _replay(simulate(chosen.seed, fault=chosen.fault, faults=chosen.faults, is_traced=chosen.trace))
+        return _replay(
+            simulate(chosen.seed, fault=chosen.fault, faults=chosen.faults, crowd=chosen.crowd, is_traced=chosen.trace)
+        )
     started = time.monotonic()
-    outcomes = run_many(chosen.seed, chosen.seeds, chosen.processes, chosen.fault, chosen.faults)
+    outcomes = run_many(chosen.seed, chosen.seeds, chosen.processes, chosen.fault, chosen.faults, chosen.crowd)
     return _summarise(outcomes, started, chosen.seeds)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.simulation.node import Node
 
 _TRIES = 4
+_GIVES_UP_SECONDS = 20.0  # after the last message was planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,16 @@ class Caller:
     """One backend's messages to one call."""
 
     def __init__(
-        self, world: World, facts: Facts, nodes: "list[Node]", node: "Node", client: Client, plans: list[Plan],
-        *, in_turn: bool, margin: float,
-    ) -> None:  # fmt: skip
+        self,
+        world: World,
+        facts: Facts,
+        nodes: "list[Node]",
+        node: "Node",
+        client: Client,
+        plans: list[Plan],
+        *,
+        in_turn: bool,
+    ) -> None:
         self._world = world
         self._facts = facts
         self._nodes = nodes
@@ -47,7 +55,7 @@ class Caller:
         self._client = client
         self._plans = plans
         self._in_turn = in_turn
-        self._margin = margin
+        self._until = plans[-1].at + _GIVES_UP_SECONDS
         self._begun = 0  # how many of the plans
         if in_turn:
             self._next(0)
@@ -62,6 +70,8 @@ class Caller:
 
     def _put(self, plan: Plan, node: "Node", tries: int) -> None:
         world = self._world
+        if world.now > self._until:
+            return
         if not node.answers or not self._client.was_registered:
             if tries < _TRIES:
                 world.after(world.between(0.1, 1), self._put, plan, self._elsewhere(node), tries + 1)
@@ -73,7 +83,9 @@ class Caller:
         if sent is None:
             sent = Sent(plan.id, self._client.record.id, plan.number, 0.0, plan.wants_response, put_at=world.now)
             self._facts.sent[plan.id] = sent
-        sent.deadline = max(sent.deadline, EPOCH + world.now + plan.expires_in + self._margin)
+        margin = 2 * node.scripts.settings.clock_skew_seconds
+        sent.deadline = max(sent.deadline, EPOCH + world.now + plan.expires_in + margin)
+        sent.puts += 1
         if node.name not in sent.nodes:
             sent.nodes.append(node.name)
         message = Message(id=plan.id, item=b"{}", response=plan.wants_response, expires_at=expires_at)

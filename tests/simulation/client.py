@@ -31,6 +31,7 @@ class Client:
         self.is_gone = False  # for good
         self.is_ended = False
         self.comes_back = True  # after its node died
+        self.left: list[tuple[str, float]] = []  # which node, and when
         self._attempt = 0
 
     @property
@@ -117,7 +118,7 @@ class Client:
 
     def on_node_frozen(self, owned: "Owned", until: float) -> None:
         """The node says nothing: after a while the client goes elsewhere."""
-        patience = self._world.between(0.5, 8)
+        patience = self._world.between(0.3, 5)
         if owned is self.owned and self._world.now + patience < until:
             self._world.after(patience, self._leave_frozen, owned)
 
@@ -128,23 +129,28 @@ class Client:
     # -- coming back
 
     def _come_back(self) -> None:
+        self._leave()
+        self._attempt += 1
+        self._world.after(self._world.between(*_RETRY), self._try, self._attempt)
+
+    def _leave(self) -> None:
+        if self.node is not None:
+            self.left.append((self.node.name, self._world.now))
         if self.owned is not None:
             self.owned.client = None
         self.owned = self.node = None
-        self._attempt += 1
-        self._world.after(self._world.between(*_RETRY), self._try, self._attempt)
 
     def _try(self, attempt: int) -> None:
         if attempt != self._attempt or not self.is_live or self.owned is not None:
             return
         nodes = [node for node in self._nodes if node.answers]
-        self._resume(self._world.random.choice(nodes))
+        before = [node for node in nodes if any(node.name == name for name, _ in self.left[:-1])]
+        self._resume(self._world.random.choice(before if before and self._world.chance(0.5) else nodes))
 
     def _resume(self, node: "Node") -> None:
+        self._leave()
         self._attempt += 1
-        if self.owned is not None:
-            self.owned.client = None
-        self.owned, self.node = None, node
+        self.node = node
         if not node.answers:
             self._come_back()
             return

@@ -12,10 +12,11 @@ class Sent:
     id: str
     call: str
     number: int
-    deadline: float  # on the true clock
+    deadline: float  # on the true clock, with the margin that is promised
     wants_response: bool
     nodes: list[str] = field(default_factory=list)  # that published it
     put_at: float = 0.0  # for the first time
+    puts: int = 0
     answered_at: float | None = None  # 2xx, for the first time
     told: list[str] = field(default_factory=list)  # statuses that anybody was told
     is_told_applied: bool = False

@@ -144,8 +144,15 @@ def node_frozen(schedule: "Schedule") -> float:
     """A node stands still, and wakes."""
     world = schedule.world
     seconds = world.between(0.1, 12)
-    world.random.choice(schedule.nodes).freeze(seconds)
-    return world.now + seconds
+    node = world.random.choice(schedule.nodes)
+    if world.chance(0.5):
+        node.freeze(seconds)
+        return world.now + seconds
+    # As a client comes to it: what it asks for that client may be carried out when the client is elsewhere.
+    world.random.choice(schedule.clients).move(node)
+    frozen_at = world.now + node.delay * world.between(0, 4)
+    world.at(frozen_at, node.freeze, seconds)
+    return frozen_at + seconds
 
 
 def link_cut(schedule: "Schedule") -> float:

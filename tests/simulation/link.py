@@ -14,7 +14,7 @@ from tests.simulation.redis import Home, Server
 from tests.simulation.world import World
 
 Give = Callable[[list[Any]], None]
-_BACKOFF = (0.05, 0.5)  # seconds until a lost connection is there again
+BACKOFF = (0.05, 0.5)  # seconds until a lost connection is there again
 _UNREACHABLE = RegionUnreachable("home")
 
 
@@ -124,7 +124,7 @@ class Link:
 
     def _execute(self, batch: Batch, server: Server) -> None:
         world = self._world
-        outcomes = self._home.execute(server, batch.runs)
+        outcomes = self._home.execute(server, batch.runs, batch.sent_at)
         if batch.is_over:
             return
         if self.answers_lost and world.chance(self.answers_lost):
@@ -161,7 +161,7 @@ class Link:
             self._give(other, 0, [])
         again = max(self._world.now, self.cut_until, self.server.frozen_until)
         if again < math.inf:
-            self._ear.later(again + self._world.between(*_BACKOFF), self._connect, self.server)
+            self._ear.later(again + self._world.between(*BACKOFF), self._connect, self.server)
 
     def _give(self, batch: Batch, kept: int | None, outcomes: list[Any]) -> None:
         if batch.is_over:
@@ -205,8 +205,8 @@ class Link:
             self._give(batch, 0, [])
         self.lose_feed()
         self.server = server
-        self._ear.later(world.now + world.between(*_BACKOFF), self._connect, server)
-        self._ear.later(world.now + world.between(*_BACKOFF), self.open_feed)
+        self._ear.later(world.now + world.between(*BACKOFF), self._connect, server)
+        self._ear.later(world.now + world.between(*BACKOFF), self.open_feed)
 
     def _connect(self, server: Server) -> None:
         if server is not self.server or not self.is_down or server.is_dead:
@@ -236,7 +236,7 @@ class Link:
             return
         until = max(self.cut_until, server.frozen_until)
         if until > world.now:
-            self._ear.later(until + world.between(*_BACKOFF), self.open_feed)
+            self._ear.later(until + world.between(*BACKOFF), self.open_feed)
             return
         self._meet()
         self.feed += 1

@@ -41,7 +41,7 @@ class Node:
         self.frozen_until = 0.0
         self._home = home
         self._tags = tags
-        self._delay = delay
+        self.delay = delay  # one way to Redis, in seconds
         self._skew = world.between(-1, 1) * scripts.settings.clock_skew_seconds
         self._claims = 0
         self._channels = {scripts.keys.node_channel(tag, self.name): None for tag in sorted(tags)}
@@ -51,7 +51,7 @@ class Node:
         """A new process, which knows nothing."""
         settings = self.scripts.settings
         self.is_up = True
-        self.link = Link(self.world, self._home, self, self._delay, settings.socket_timeout, settings.silence_seconds)
+        self.link = Link(self.world, self._home, self, self.delay, settings.socket_timeout, settings.silence_seconds)
         self.owning = Owning(self)
         self.publishing = Publishing(self)
         self.link.open_feed()
@@ -73,7 +73,7 @@ class Node:
         world = self.world
         world.note(self.name, "freezes for", f"{seconds:.3f} s")
         self.frozen_until = world.now + seconds
-        if world.chance(0.3):
+        if world.chance(0.5):
             self.link.hold_back(self.frozen_until)
         if seconds > self.scripts.settings.silence_seconds and world.chance(0.5):
             self.later(self.frozen_until, self.link.lose_feed)

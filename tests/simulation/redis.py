@@ -4,13 +4,29 @@ The scripts are those of tests/support/redis_model.py. Time on the way is the li
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from fanout.core.runs import Run
 from tests.simulation.world import EPOCH, World
 from tests.support.redis_model import RedisModel
 
 Hear = Callable[[int, str, bytes], None]
+
+
+class Granted(NamedTuple):
+    """A claim that some server wrote; `node` is in the claim."""
+
+    call_key: str
+    epoch: int
+    claim: str
+    mode: str
+    sent_at: float
+    at: float
+
+    @property
+    def node(self) -> str:
+        """Whose it is."""
+        return self.claim.partition("-")[0]
 
 
 class Server:
@@ -43,7 +59,7 @@ class Home:
         self.primary = self._new(None)
         self._base = self.primary.model
         self._log: list[tuple[float, Run, float]] = []  # what the replica would be told: when, what, at which clock
-        self.claims: list[tuple[str, float, str, str]] = []  # every one that was granted: call key, epoch, claim, mode
+        self.granted: list[Granted] = []
 
     def begin(self, run: Run) -> None:
         """The server has been there for a while before the schedule begins."""
@@ -61,7 +77,7 @@ class Home:
     def _clock(self, server: Server) -> float:
         return EPOCH + self._world.now + server.skew
 
-    def execute(self, server: Server, runs: list[Run]) -> list[Any]:
+    def execute(self, server: Server, runs: list[Run], sent_at: float) -> list[Any]:
         """Carry out on a server that is up; what it publishes is on its way."""
         model, now = server.model, self._clock(server)
         answers = []
@@ -71,7 +87,8 @@ class Home:
             if server is self.primary:
                 self._log.append((self._world.now, run, now))
             if run.script == "claim" and answer[0] == b"held":
-                self.claims.append((run.keys[1], float(answer[1]), str(run.args[3]), str(run.args[2])))
+                mode, claim = str(run.args[2]), str(run.args[3])
+                self.granted.append(Granted(run.keys[1], int(answer[1]), claim, mode, sent_at, self._world.now))
         if model.published:
             published, model.published = model.published, []
             for channel, payload in published:

@@ -30,6 +30,7 @@ class Outcome:
 
     seed: int
     faults: tuple[str, ...]
+    options: tuple[str, ...]  # that make it on the command line, beside the seed
     broken: tuple[str, ...]
     trace: tuple[str, ...]
     told: tuple[str, ...]  # the last that was told of each message
@@ -45,7 +46,9 @@ def scripts_of(node: str) -> Scripts:
 class Schedule:
     """One."""
 
-    def __init__(self, seed: int, *, fault: str | None = None, faults: int = 1, is_traced: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, fault: str | None = None, faults: int = 1, crowd: int = 1, is_traced: bool = False
+    ) -> None:
         self.seed = seed
         self.world = world = World(seed, is_traced=is_traced)
         self.facts = Facts()
@@ -59,14 +62,18 @@ class Schedule:
         self.nodes = [
             Node(world, self.home, self.facts, scripts_of(name), tags, delay, _REFUSES) for name, delay in _NODES
         ]
+        chosen = {"--fault": fault, "--faults": faults if faults > 1 else None, "--crowd": crowd if crowd > 1 else None}
+        self.options = tuple(f"{name} {value}" for name, value in chosen.items() if value)
         self.faults = (fault or world.random.choice(list(FAULTS)),)
         self.faults += tuple(world.random.choice(list(FAULTS)) for _ in range(faults - 1))
+        # How long a claim may be under way: its answer's time, and what two clocks may differ by, twice.
+        self.claim_seconds = settings.socket_timeout + 4 * settings.clock_skew_seconds
         self._fault_at = START + world.between(1.0, _BUSY_SECONDS - 4)
         self._whole_at = START + _BUSY_SECONDS
         for name in self.faults:
             world.at(self._fault_at + (world.between(0, 3) if faults > 1 else 0), self._break, name)
         self.clients = [self._client(call) for call in _CALLS[:count]]
-        self._plan_messages()
+        self._plan_messages(6 * crowd)
 
     # -- the plan
 
@@ -98,17 +105,14 @@ class Schedule:
             world.at(self._some_time(), self.kill_legs)
         return client
 
-    def _plan_messages(self) -> None:
+    def _plan_messages(self, most: int) -> None:
         world = self.world
         for caller in range(2):
             client = world.random.choice(self.clients)
             node = world.random.choice(self.nodes)
-            times = sorted(self._some_time() for _ in range(world.random.randrange(1, 7)))
+            times = sorted(self._some_time() for _ in range(world.random.randint(1, most)))
             plans = [self._plan(f"m{caller}.{number}", number, at) for number, at in enumerate(times)]
-            margin = 2 * self._scripts.settings.clock_skew_seconds
-            Caller(
-                world, self.facts, self.nodes, node, client, plans, in_turn=world.chance(0.5), margin=margin
-            )  # fmt: skip
+            Caller(world, self.facts, self.nodes, node, client, plans, in_turn=world.chance(0.5))
 
     def _plan(self, message_id: str, number: int, at: float) -> Plan:
         world = self.world
@@ -135,15 +139,21 @@ class Schedule:
     def lookup(self, client: Client, message_id: str) -> bytes:
         """A message's receipt as any node would read it."""
         run = self._scripts.lookup(self._scripts.keys.call(client.record.id, _TENANT), _TENANT, message_id)
-        (answer,) = self.home.execute(self.home.primary, [run])
+        (answer,) = self.home.execute(self.home.primary, [run], self.world.now)
         receipt: bytes = answer[1] if len(answer) > 1 else b""
         return receipt
 
     def claim_of(self, client: Client) -> tuple[int, str]:
         """Who owns the call, as Redis has it."""
         run = self._scripts.lookup(self._scripts.keys.call(client.record.id, _TENANT), _TENANT)
-        (answer,) = self.home.execute(self.home.primary, [run])
+        (answer,) = self.home.execute(self.home.primary, [run], self.world.now)
         return (int(answer[2]), answer[3].decode()) if answer[0] == b"live" else (0, answer[0].decode())
+
+    def memory_of(self, client: Client) -> list[bytes]:
+        """What a new owner would be given."""
+        key = self._scripts.keys.call(client.record.id, _TENANT).memory
+        memory: list[bytes] = self.home.primary.model.dump(EPOCH + self.world.now).get(key, [])
+        return memory
 
     def key_of(self, client: Client) -> str:
         """The call's key."""
@@ -158,6 +168,7 @@ class Schedule:
         return Outcome(
             seed=self.seed,
             faults=self.faults,
+            options=self.options,
             broken=tuple(broken(self)),
             trace=tuple(self.world.trace or ()),
             told=tuple(sent.told[-1] if sent.told else "nothing" for sent in self.facts.sent.values()),
@@ -165,6 +176,8 @@ class Schedule:
         )
 
 
-def simulate(seed: int, *, fault: str | None = None, faults: int = 1, is_traced: bool = False) -> Outcome:
-    """Run the schedule of a seed."""
-    return Schedule(seed, fault=fault, faults=faults, is_traced=is_traced).run()
+def simulate(
+    seed: int, *, fault: str | None = None, faults: int = 1, crowd: int = 1, is_traced: bool = False
+) -> Outcome:
+    """Run the schedule of a seed: with a fault by name or by chance, and `crowd` times as many messages."""
+    return Schedule(seed, fault=fault, faults=faults, crowd=crowd, is_traced=is_traced).run()

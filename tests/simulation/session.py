@@ -126,8 +126,7 @@ class Session:
             self._place.settle(message.id, Status.FAILED, error=_REFUSED)
             return
         entry = message.item_id.encode()
-        is_remembered = entry in self._place.protocol.memory.entries
-        self._place.settle(message.id, Status.APPLIED, item_id=message.item_id, memory=None if is_remembered else entry)
+        self._place.settle(message.id, Status.APPLIED, item_id=message.item_id, memory=entry)
         if message.wants_response:
             self._unanswered[message.id] = message
             self._respond(message)
