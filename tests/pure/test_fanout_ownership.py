@@ -88,6 +88,12 @@ class World:
         args = outgoing_args(RECORD.id, message_id, "print", packed, message.item_id, wants_response=False)
         return self.redis.execute(SCRIPTS.publish(KEYS, RECORD.tenant, args, (), again=False), self.now)
 
+    def deliver(self, owner: Ownership, message_id: str) -> None:
+        """Put one in, and let the owner find it."""
+        self.put(message_id)
+        owner.on_subscribed()
+        self.drive(owner)
+
     def look(self, message_id: str) -> list[Any]:
         return self.redis.execute(SCRIPTS.lookup(KEYS, RECORD.tenant, message_id), self.now)
 
@@ -142,9 +148,7 @@ def test_a_ring_before_the_claim_delivers_nothing(world):
 def test_an_applied_message_leaves_its_receipt_and_its_memory_in_one_step(world):
     """A new owner that finds one without the other would say it twice or not at all."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.apply(owner, "m1")
     [step] = owner.steps(world.now, world.now)
     owner.on_outcomes([step], [world.redis.execute(step.run, world.now)], world.now, world.now)
@@ -156,9 +160,7 @@ def test_an_applied_message_leaves_its_receipt_and_its_memory_in_one_step(world)
 def test_what_is_remembered_twice_because_an_answer_was_lost_is_there_once(world):
     """The position says so."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.apply(owner, "m1")
     world.lose_answers(owner)
     world.drive(owner)
@@ -209,9 +211,7 @@ def test_while_redis_settles_a_publisher_still_hears_that_its_message_arrived(wo
 def test_an_answer_from_before_the_new_redis_proves_nothing_about_it(world):
     """It came from the old one, or from the new one before the owner knew that there is one."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.apply(owner, "m1")
     steps = owner.steps(world.now, world.now)
     outcomes = [world.redis.execute(step.run, world.now) for step in steps]
@@ -361,9 +361,7 @@ def test_an_end_that_a_new_redis_knows_stays_ours(world):
 def test_who_yielded_tells_a_new_redis_what_it_knew_unless_a_higher_claim_is_there(world):
     """The one it yielded to may be gone with the data."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.apply(owner, "m1")
     world.drive(owner)
     other = world.owner(Expected(owner.epoch, owner.claim))
@@ -402,9 +400,7 @@ def test_an_offer_that_nobody_disputes_is_written_and_done(world):
 def test_a_late_memory_write_makes_the_owner_write_the_whole(world):
     """Whatever came between, the owner's copy holds."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.redis.execute(SCRIPTS.rewrite(KEYS, owner.epoch, owner.claim, 7, [b"strange"]), world.now)
     world.apply(owner, "m1")
     world.drive(owner)
@@ -460,9 +456,7 @@ def test_a_tombstone_of_somebody_else_ends_the_call_here(world):
 def test_a_redis_that_does_not_answer_ends_nothing(world):
     """However long; the machine asks again and keeps what it has to say."""
     owner = world.live()
-    world.put("m1")
-    owner.on_subscribed()
-    world.drive(owner)
+    world.deliver(owner, "m1")
     world.apply(owner, "m1")
     for _ in range(50):
         world.lose_answers(owner, executed=False)
