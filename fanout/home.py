@@ -50,7 +50,10 @@ class Home:
         self._changed = asyncio.Event()
         self._unreadable = 0
         self._beat_at: float | None = None
+        self._beat_number = 0
+        self._beat_sent_at = 0.0
         self._round_trip = 0.0
+        self._lag = 0.0
         self._clock_offset = 0.0
         self._phase = "unknown"
         self._is_introduced = False
@@ -105,6 +108,8 @@ class Home:
             return
         if envelope.kind == "receipt":
             self.publisher.on_receipt(envelope)
+        elif envelope.kind == "heartbeat" and envelope.id == str(self._beat_number):
+            self._lag = asyncio.get_running_loop().time() - self._beat_sent_at
 
     def on_new_server(self, tags: frozenset[str]) -> None:
         """Another Redis serves these partitions."""
@@ -120,10 +125,11 @@ class Home:
         loop, seconds = asyncio.get_running_loop(), self._settings.heartbeat_seconds
         while True:
             self.store.check_silence()
-            started = loop.time()
+            self._beat_number += 1
+            self._beat_sent_at = started = loop.time()
             # A server that is new to us is asked once in every partition, so that all of them begin to settle now.
             introduces, self._is_introduced = not self._is_introduced, True
-            runs = [self._scripts.beat(tag, self._boot) for tag in self._beat_tags()]
+            runs = [self._scripts.beat(tag, self._boot, self._beat_number) for tag in self._beat_tags()]
             if introduces:
                 runs += [self._scripts.introduce(tag) for tag in partition_tags()]
             outcomes = await self.store.run(runs)
@@ -170,6 +176,7 @@ class Home:
             "settling": int(self._phase != "normal"),
             "heartbeat_age_seconds": round(now - self._beat_at, 3) if self._beat_at is not None else -1.0,
             "round_trip_seconds": round(self._round_trip, 6),
+            "lag_seconds": round(self._lag, 6),
             "clock_offset_seconds": round(self._clock_offset, 6),
             "unreadable_envelopes": self._unreadable,
             **{name: value for name, value in self.store.status().items() if name != "connected"},

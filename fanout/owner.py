@@ -193,6 +193,7 @@ class Owner:
 
     def _on_over(self, call: OwnedCall) -> None:
         if call in self._kept:
+            self._unended.pop(call, None)
             return
         self.lost += call.is_lost
         self._leave(call)

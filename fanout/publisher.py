@@ -131,8 +131,7 @@ class Publisher:
                 line.wake()
         for held in self._holds.take(tags):
             line = self._line(held.outbox.call_id, held.outbox.tenant)
-            if line.outbox.get(held.outgoing.message_id) is None:
-                line.outbox.add_again(held.outgoing, self._now())
+            if line.outbox.add_again(held.outgoing, self._now()):
                 self._enter(held.outgoing)
             self._carry(line)
 

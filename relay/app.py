@@ -241,6 +241,7 @@ _BUS_GAUGES = {
     "settling": "1 while the home's Redis is new: receipts wait, unknown calls get 503, no call changes its owner.",
     "heartbeat_age_seconds": "Since Redis last answered this node's heartbeat; -1 before the first answer.",
     "round_trip_seconds": "Of the last heartbeat.",
+    "lag_seconds": "From sending the last heartbeat to hearing it on this node's own channel.",
     "clock_offset_seconds": "This node's clock minus that of the home's Redis.",
     "servers": "Primaries that serve the home.",
     "wanted": "Channels that this node should be subscribed to.",

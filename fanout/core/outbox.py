@@ -105,14 +105,20 @@ class Outbox:
         """Put one more at the end."""
         self._queue[outgoing.message_id] = outgoing
 
-    def add_again(self, outgoing: Outgoing, now: float) -> None:
+    def add_again(self, outgoing: Outgoing, now: float) -> bool:
         """One that had its end, which another Redis may not know: say it once more.
 
         Before that Redis has settled, so that no new owner takes it for a message without an end; but spread, since
-        there may be thousands.
+        there may be thousands. False if somebody repeats it just now: that one goes out with what is known of the end.
         """
+        known = self._queue.get(outgoing.message_id)
+        if known is not None:
+            if known.receipt is None:
+                known.receipt, known.is_done = outgoing.receipt, outgoing.is_done
+            return False
         outgoing.next_at = now + self._settings.settling_seconds / 2 * zlib.crc32(outgoing.message_id.encode()) / 2**32
         self._queue[outgoing.message_id] = outgoing
+        return True
 
     def give_up(self, outgoing: Outgoing) -> None:
         """Nobody waits any more for one that was never accepted: leave it."""

@@ -111,12 +111,17 @@ class Ownership:
         return self.inbox.settle(message_id, status, wall, item_id=item_id, error=error, memory=place)
 
     def end(self, tombstone: Tombstone, wall: float) -> bool:
-        """The call is over; False if it was before, or is somebody else's."""
+        """The call is over; False if it was before, or is somebody else's.
+
+        A take-over that isn't confirmed is undone instead: the call isn't ours to end.
+        """
         if self.tombstone is not None or self.phase in {Phase.LOST, Phase.OFFERING}:
             return False
         self.tombstone = tombstone
         self.inbox.settle_open(wall, CALL_ENDED)
-        if self.phase is not Phase.RELEASING:
+        if self._expected is not None and not self.epoch:
+            self.phase = Phase.RELEASING
+        else:
             self.phase = Phase.ENDING
         return True
 

@@ -155,11 +155,11 @@ class Scripts:
             "alive", tag, (self.keys.generation(tag), self.keys.node_alive(tag, self.settings.node)), self._terms
         )
 
-    def beat(self, tag: str, boot: str, *, leaves: bool = False) -> Run:
-        """This node lives, or leaves."""
+    def beat(self, tag: str, boot: str, number: int = 0, *, leaves: bool = False) -> Run:
+        """This node lives, or leaves; `number` tells the heartbeats apart when they come back."""
         node = self.settings.node
         ttl_ms = 0 if leaves else int(self.settings.node_ttl_seconds * 1000)
-        beat = Envelope("heartbeat", "", "", node, 0.0, "", b"").pack()
+        beat = Envelope("heartbeat", str(number), "", node, 0.0, "", b"").pack()
         keys = (self.keys.generation(tag), self.keys.node_alive(tag, node))
         return Run("beat", tag, keys, (*self._terms, boot, ttl_ms, self.keys.node_channel(tag, node), beat))
 

@@ -69,6 +69,14 @@ async def test_a_message_put_on_one_node_reaches_the_owner_on_another(bus):
         assert got == msgspec.structs.replace(sent, item_id=receipt.item_id)
 
 
+async def test_a_node_says_how_late_it_hears_what_is_published(bus):
+    """Its heartbeat goes the way that bells and receipts go."""
+    async with bus.nodes("a") as (a,):
+        home = a.status()["regions"]["iad"]
+        await eventually(lambda: 0 < a.status()["regions"]["iad"]["lag_seconds"] < 5)
+        assert 0 <= home["heartbeat_age_seconds"] < 5
+
+
 async def test_a_node_publishes_to_its_own_calls_as_to_others(bus):
     """A backend meets any node, the owner included."""
     async with bus.nodes("a") as (a,):

@@ -337,6 +337,22 @@ def test_a_message_that_had_its_end_is_published_once_more_to_a_new_redis(world,
     assert set(world.inbox()) == ({"m1", "m2"} if lost else {"m2"})
 
 
+def test_a_message_that_is_repeated_while_it_is_held_goes_out_with_its_end(world):
+    """Else the repeat could be given up, and with it the only copy of what became of the message."""
+    first = world.add("m1")
+    world.publish()
+    world.settle("m1", Status.APPLIED)
+    world.redis = RedisModel("first")
+    world.claim()
+    second = world.add("m1")
+    assert not world.outbox.add_again(first, world.now)
+    world.outbox.give_up(second)
+    world.publish()
+    receipt = world.receipt("m1")
+    assert receipt is not None
+    assert receipt.status is Status.APPLIED
+
+
 def test_what_is_held_is_bounded_and_goes_with_time():
     """By number, by bytes and by age."""
     outbox = Outbox("rtc_lhr_a", "acme", SCRIPTS)

@@ -291,6 +291,20 @@ def test_a_clock_that_is_behind_does_not_keep_a_node_from_claiming(world):
 
 
 @pytest.mark.parametrize("executed", [True, False])
+def test_a_call_whose_take_over_is_not_confirmed_is_left_and_not_ended(world, executed):
+    """Its client is gone from here before it was ours: it may be in the call elsewhere."""
+    owner = world.live()
+    other = world.owner(Expected(owner.epoch, owner.claim))
+    steps = other.steps(world.now, world.now)
+    outcomes = [world.redis.execute(step.run, world.now) if executed else TROUBLE for step in steps]
+    other.end(TOMBSTONE, world.now)
+    other.on_outcomes(steps, outcomes, world.now, world.now)
+    world.drive(other)
+    assert other.phase is Phase.LOST
+    assert world.look("")[0] == b"live"
+
+
+@pytest.mark.parametrize("executed", [True, False])
 def test_a_take_over_whose_answer_was_lost_is_released_before_it_is_tried_again(world, executed):
     """It may still happen, after its client has gone elsewhere: so it must be known whether it did."""
     owner = world.live()

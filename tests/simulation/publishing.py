@@ -91,8 +91,7 @@ class Publishing:
             line.outbox.on_new_server()
         for held in self.holds.take(tags):
             line = self._line(held.outbox.call_id, held.outbox.tenant)
-            if line.outbox.get(held.outgoing.message_id) is None:
-                line.outbox.add_again(held.outgoing, self._node.world.now)
+            line.outbox.add_again(held.outgoing, self._node.world.now)
         for line in list(self.lines.values()):
             self._look(line)
 

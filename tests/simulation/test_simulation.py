@@ -9,6 +9,7 @@ from fanout.core.holds import Holds
 from fanout.core.inbox import Inbox
 from fanout.core.outbox import Outbox
 from fanout.core.ownership import Ownership
+from fanout.core.scripts import Scripts
 from tests.simulation.faults import FAULTS
 from tests.simulation.many import replay_command, run_many
 from tests.simulation.schedule import simulate
@@ -91,6 +92,11 @@ def let_every_claim_write(patch):
     patch.setattr(RedisModel, "_fence", lambda self, keys, epoch, claim: [b"held"])
 
 
+def let_claims_come_late(patch):
+    claim = Scripts.claim
+    patch.setattr(Scripts, "claim", lambda *args, **kwargs: claim(*args, **{**kwargs, "latest_ms": 10**15}))
+
+
 def let_no_server_settle(patch):
     patch.setattr(RedisModel, "_phase_of_server", lambda *args: (b"normal", 0.0))
 
@@ -103,6 +109,7 @@ RULES = [
     (hold_no_message, "restarted_empty", "its receipt is None"),
     (forget_a_message_once_it_is_accepted, "failover", "was answered 2xx"),
     (let_every_claim_write, "nothing", "is held by"),
+    (let_claims_come_late, "node_frozen", ""),
     (let_no_server_settle, "restarted_empty", "is live, and"),
 ]
 
