@@ -8,6 +8,7 @@ import asyncio
 import heapq
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count, islice
@@ -51,7 +52,7 @@ class Owner:
         self._unwritten: set[OwnedCall] = set()
         self._order = count()
         self._strangers: dict[OwnedCall, None] = {}  # to be told that their Redis is another one, oldest first
-        self._wake = asyncio.Event()
+        self._idle: deque[asyncio.Future[None]] = deque()  # workers that wait for something to ask
         self._sweep_at = 0.0
         self._inbox_counts = InboxCounts()
         self.delivered = 0
@@ -115,12 +116,12 @@ class Owner:
         for call in (*self._by_id.values(), *self._kept):
             if call.keys.tag in tags:
                 self._strangers[call] = None
-        self._wake.set()
+        self._wake_worker()
 
     def sweep_soon(self) -> None:
         """Redis may have missed us: look at every call at once instead of at the next sweep."""
         self._sweep_at = 0.0
-        self._wake.set()
+        self._wake_worker()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,11 +169,11 @@ class Owner:
             return
         if due <= now:
             self._ready[call] = None
-            self._wake.set()
+            self._wake_worker()
         elif due < self._due.get(call, math.inf):
             self._due[call] = due
             heapq.heappush(self._later, (due, next(self._order), call))
-            self._wake.set()
+            self._wake_worker()
 
     def on_unreadable(self, error: str) -> None:
         """A bell or message of another version, or no message at all: counted, and said once."""
@@ -254,6 +255,8 @@ class Owner:
             del self._ready[call]
             if steps := call.protocol.steps(now, wall):
                 batch.append((call, steps))
+        if self._ready:
+            self._wake_worker()
         return batch
 
     def _introduce(self) -> None:
@@ -288,10 +291,22 @@ class Owner:
         if self._ready or self._strangers:
             await asyncio.sleep(0)
             return
-        self._wake.clear()
         next_at = min(self._sweep_at, self._later[0][0] if self._later else self._sweep_at)
+        waiter = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
         try:
             async with asyncio.timeout(max(0.0, next_at - self._now())):
-                await self._wake.wait()
+                await waiter
         except TimeoutError:
             pass
+        finally:
+            if waiter in self._idle:
+                self._idle.remove(waiter)
+
+    def _wake_worker(self) -> None:
+        """One of them: for the others there is nothing to ask."""
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():  # else its time was over
+                waiter.set_result(None)
+                return
