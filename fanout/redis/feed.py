@@ -21,7 +21,7 @@ from fanout.settings import BusSettings
 from fanout.tasks import Backoff
 
 _CHANNELS_PER_COMMAND = 500  # bounds the server's time on one command
-_CHANNELS_PER_TURN = 4000  # and our own: many at once, since those of one tag go together
+_CHANNELS_PER_TURN = 1500  # and our own, some milliseconds; what shares a tag goes together
 _MESSAGES_PER_TURN = 32  # then the loop, and with it the audio, gets its turn
 
 
