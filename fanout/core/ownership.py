@@ -180,12 +180,7 @@ class Ownership:
 
     @property
     def _needs_writing(self) -> bool:
-        return (
-            self._restore
-            or self.memory.needs_rewrite
-            or self.inbox.has_unwritten
-            or self.phase in {Phase.ENDING, Phase.OFFERING}
-        )
+        return self._needs_more or self.phase in {Phase.ENDING, Phase.OFFERING}
 
     def steps(self, now: float, wall: float) -> list[Step]:
         """What to ask now, in this order; until its answers are given back there is nothing more."""

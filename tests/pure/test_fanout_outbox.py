@@ -22,6 +22,16 @@ RECORD = CallRecord(
 )
 KEYS = SCRIPTS.keys.call(RECORD.id, RECORD.tenant)
 CLAIM = "boot.1"
+TOMBSTONE = Tombstone(
+    id=RECORD.id,
+    tenant="acme",
+    node="lhr-2",
+    region="lhr",
+    started_at=NOW,
+    ended_at=NOW,
+    why="client_left",
+    fault="client",
+)
 SETTLING = SETTINGS.settling_seconds + SETTINGS.rewrite_seconds
 
 
@@ -196,17 +206,7 @@ def test_a_refusal_is_an_error_and_the_message_is_gone(world, case, error):
         world.redis.delete(KEYS.call)
         world.redis.execute(SCRIPTS.reserve(KEYS, RECORD.tenant, 60), world.now)
     if case == "ended":
-        tombstone = Tombstone(
-            id=RECORD.id,
-            tenant="acme",
-            node="lhr-2",
-            region="lhr",
-            started_at=NOW,
-            ended_at=NOW,
-            why="client_left",
-            fault="client",
-        )
-        world.redis.execute(SCRIPTS.end(KEYS, world.epoch, CLAIM, tombstone), world.now)
+        world.redis.execute(SCRIPTS.end(KEYS, world.epoch, CLAIM, TOMBSTONE), world.now)
     if case == "conflict":
         other = Outbox(RECORD.id, RECORD.tenant, SCRIPTS)
         other.add(Outgoing("m1", "x", outgoing_args(RECORD.id, "m1", "x", b"e", "i", wants_response=False), 1, NOW))
@@ -245,18 +245,8 @@ def test_an_accepted_message_that_redis_lost_before_the_call_ended_has_failed(wo
     world.publish()
     world.redis = RedisModel("first")
     world.claim()
-    tombstone = Tombstone(
-        id=RECORD.id,
-        tenant="acme",
-        node="lhr-2",
-        region="lhr",
-        started_at=NOW,
-        ended_at=NOW,
-        why="client_left",
-        fault="client",
-    )
     world.now += SETTLING
-    world.redis.execute(SCRIPTS.end(KEYS, world.epoch, CLAIM, tombstone), world.now)
+    world.redis.execute(SCRIPTS.end(KEYS, world.epoch, CLAIM, TOMBSTONE), world.now)
     assert world.publish() == "m1"
     assert outgoing.receipt is not None
     assert (outgoing.receipt.status, world.done) == (Status.FAILED, ["m1"])
