@@ -16,37 +16,58 @@ from fanout.errors import (
     InboxFull,
     InvalidItem,
     MessageTooLarge,
+    ReaderTooSlow,
     RegionUnreachable,
 )
 from fanout.ids import home_of, item_id_for, new_call_id
-from fanout.messages import CallPage, CallRecord, Message, Receipt, Status, Tombstone
+from fanout.messages import (
+    CallFilter,
+    CallPage,
+    CallRecord,
+    Facts,
+    LogEntry,
+    Message,
+    Receipt,
+    Reservation,
+    Status,
+    Tombstone,
+    WatchEnd,
+)
 from fanout.node import Fanout
 from fanout.owned import OwnedCall
 from fanout.settings import BusSettings
+from fanout.watcher import Watch
 
 __all__ = [
     "BusFull",
     "BusSettings",
     "BusTimeout",
     "CallEnded",
+    "CallFilter",
     "CallNotFound",
     "CallNotStarted",
     "CallPage",
     "CallRecord",
     "CallStateUnknown",
     "CallTaken",
+    "Facts",
     "Fanout",
     "FanoutError",
     "IdempotencyConflict",
     "InboxFull",
     "InvalidItem",
+    "LogEntry",
     "Message",
     "MessageTooLarge",
     "OwnedCall",
+    "ReaderTooSlow",
     "Receipt",
     "RegionUnreachable",
+    "Reservation",
     "Status",
     "Tombstone",
+    "Watch",
+    "WatchEnd",
     "home_of",
     "item_id_for",
     "new_call_id",

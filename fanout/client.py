@@ -1,4 +1,4 @@
-"""A publisher for backends in Python: puts messages into live calls, and asks for receipts, with no node in between.
+"""For backends in Python: puts messages into live calls, reads what happens in them, with no node in between.
 
 It speaks to the homes' Redises as a node does, and owns no call. It needs neither aiohttp nor picows.
 
@@ -9,29 +9,64 @@ It speaks to the homes' Redises as a node does, and owns no call. It needs neith
             wait="applied",
         )
         print(receipt.status.value, receipt.error)
+        async for event in publisher.events(call_id):
+            print(event.kind, event.data)
 """
 
+import asyncio
 import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from fanout.errors import InvalidItem
-from fanout.items import read_message
-from fanout.messages import CallRecord, Message, Receipt, Status, Tombstone
+from fanout.errors import CallNotFound, InvalidItem, ReaderTooSlow
+from fanout.items import Lifetime, MessageId, decode, new_message_id, read_message
+from fanout.messages import CallFilter, CallPage, CallRecord, Facts, LogEntry, Message, Receipt, Status, Tombstone
 from fanout.node import Fanout
 from fanout.regions import read_regions
-from fanout.settings import BusSettings
+from fanout.settings import MIB, BusSettings
 
 _TENANT: Final = "dev"  # what `relay token` signs for, unless told otherwise
 _WAITS: Final = (Status.ACCEPTED, Status.DELIVERED, Status.APPLIED, Status.ANSWERED)
 _RENAMED: Final = {"expires_in_ms": "expires_in"}  # fields that have another name here than in the JSON body
+_AUDIO: Final = "input_audio_buffer.append"
+_HANGUP_SECONDS: Final = 60.0
+_WAITING_MAX: Final = 1000  # events of one call that wait to be taken: beyond it the reader is told that it is too slow
+_WAITING_MAX_BYTES: Final = 4 * MIB
+
+
+class Event(NamedTuple):
+    """Something that happened in a call.
+
+    `kind` is event (of the Realtime API), audio (an append or a delta, the same), session (as it is now), gap (events
+    are missing here), or ended (the last one: the call, with why it ended). `position` is what to give as `after` to go
+    on behind it; empty where there is nothing to go on behind.
+    """
+
+    position: str
+    kind: str
+    body: bytes  # JSON
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The body, decoded."""
+        decoded: dict[str, Any] = msgspec.json.decode(self.body or b"{}")
+        return decoded
+
+
+class _EventBody(msgspec.Struct, frozen=True):
+    """What makes an event a message; the rest of it is the model's to judge."""
+
+    type: str
+    expires_in_ms: Lifetime
+    id: MessageId | None
 
 
 class Publisher:
@@ -119,7 +154,7 @@ class Publisher:
         wait: str | Status = "accepted",
         timeout: float = 5.0,
         response: bool | Mapping[str, Any] | None = None,
-        when: str = "now",
+        when: str | None = None,
         visible: bool = True,
         expires_in: float = 60.0,
         id: str | None = None,  # noqa: A002  # its name in the HTTP surface
@@ -132,8 +167,9 @@ class Publisher:
             wait: accepted (written), delivered (its owner has it), applied (the model took it), or answered.
             timeout: seconds. When they are over the receipt so far is returned, and the message goes on by itself.
             response: whether the model shall answer, or the fields of its `response.create`. Default: to a tool result.
-            when: "now"; other moments are not available yet.
-            visible: other values are not available yet.
+            when: "now", "turn_end" (nobody speaks, no response is under way) or "interrupt" (cuts the model off).
+                Default: turn_end where a response is asked for, else now.
+            visible: whether the call's client sees the item and its events.
             expires_in: seconds, up to an hour, after which it is never given to the model.
             id: the same id twice is one message with one receipt. Give one if you may repeat it in another process.
 
@@ -147,12 +183,43 @@ class Publisher:
             RegionUnreachable: the home's Redis did not answer. Whether it was written is unknown: repeat with the same
                 `id`, and it is one message all the same. Without an `id` of yours a repeat may be a second message.
         """
-        status = Status(wait)
-        if status not in _WAITS:
-            raise ValueError(f"wait: must be one of {', '.join(each.value for each in _WAITS)}")
         fields = {"item": item, "response": response, "when": when, "visible": visible, "id": id}
         message = _message({**fields, "expires_in_ms": round(expires_in * 1000)})
-        return await self._running().put(call_id, self._tenant, message, wait=status, timeout=timeout)
+        return await self._put(call_id, message, wait, timeout)
+
+    async def send_event(
+        self,
+        call_id: str,
+        event: Mapping[str, Any],
+        *,
+        wait: str | Status = "accepted",
+        timeout: float = 5.0,
+        expires_in: float = 60.0,
+        id: str | None = None,  # noqa: A002  # as for `put`
+    ) -> Receipt:
+        """Send the model what the call's client could send it: `session.update`, `response.create` and so on.
+
+        Args:
+            call_id: names the call, and its home.
+            event: a client event of the Realtime API. Not `input_audio_buffer.append`: audio comes from the client.
+            wait: as for `put`; answered is the response to a `response.create`.
+            timeout: as for `put`.
+            expires_in: as for `put`.
+            id: as for `put`. It is not the event's `event_id`, which the model's error names.
+
+        Raises:
+            InvalidItem and all others: as for `put`.
+        """
+        return await self._put(call_id, _event_message(event, expires_in, id), wait, timeout)
+
+    async def hangup(self, call_id: str, *, wait: str | Status = "applied", timeout: float = 5.0) -> Receipt:
+        """End a live call; returns the receipt: applied, or failed with the code `call_ended` if it ended by itself.
+
+        Raises:
+            CallNotFound, CallNotStarted, CallEnded and the others: as for `put`. To repeat it is safe.
+        """
+        message = Message(id=new_message_id(), item=b"{}", expires_at=time.time() + _HANGUP_SECONDS, kind="hangup")
+        return await self._put(call_id, message, wait, timeout)
 
     async def receipt(self, call_id: str, message_id: str) -> Receipt | None:
         """What became of a message, whoever put it in; None if the call never had it, or had it too long ago.
@@ -171,21 +238,175 @@ class Publisher:
         """
         return await self._running().call(call_id, self._tenant)
 
+    async def calls(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        *,
+        region: str = "",
+        node: str = "",
+        agent: str = "",
+        state: str = "",
+    ) -> CallPage:
+        """Live calls in all regions, newest first; only those for which all that is given holds.
+
+        Args:
+            limit: at most so many.
+            after: the `last_id` of the page before.
+            region: of the node that has the call; the call's home is in its id.
+            node: that has the call.
+            agent: of the call.
+            state: live, or moving (its node is gone; its client may bring it back).
+
+        Raises:
+            CallNotFound: `after` is unknown.
+            CallStateUnknown, RegionUnreachable: that is not known, as for `put`. Other regions that are away are no
+                error: the page names them.
+        """
+        where = CallFilter(region=region, node=node, agent=agent, state=state)
+        return await self._running().calls(self._tenant, limit=limit, after=after, where=where)
+
+    async def facts(self, call_id: str) -> Facts:
+        """What is known of a call now, or was at its end within the hour: JSON by name.
+
+        `session` is the effective session, `usage` what it used, `item.<number>` an entry of the transcript.
+
+        Raises:
+            CallNotFound, CallStateUnknown, RegionUnreachable: as for `put`.
+        """
+        return await self._running().facts(call_id, self._tenant)
+
+    async def transcript(self, call_id: str) -> list[dict[str, Any]]:
+        """The conversation so far, or of a call that ended within the hour: its items in order, without audio.
+
+        Each has what applies of id, type, role, text, name, call_id, arguments, output, status and at. Of a very long
+        call the oldest are gone; the fact `dropped` says how many.
+
+        Raises:
+            CallNotFound, CallStateUnknown, RegionUnreachable: as for `put`.
+        """
+        values = (await self.facts(call_id)).values
+        return [msgspec.json.decode(values[name]) for name in sorted(values) if name.startswith("item.")]
+
+    async def events(self, call_id: str, after: str | None = None, audio: bool = False) -> AsyncIterator[Event]:
+        """What happens in a call from now on, in order, until it ends; also in one that is only reserved.
+
+        First comes the session, if there is one, last the end. While Redis is away it waits. Who leaves the loop early
+        should close the iterator (`contextlib.aclosing`), which ends the subscription at once.
+
+        Args:
+            call_id: names the call, and its home.
+            after: a position to go on behind, as far as it is still kept; what is missing is an event of kind gap.
+            audio: whether to hear the call, too. It is never kept: there is none of the time before.
+
+        Raises:
+            CallNotFound: no such call, or nothing is known of it any more.
+            CallEnded: it is over. With `after` the rest of its events comes instead, then its end.
+            ReaderTooSlow: a thousand events, or 4 MiB of them, wait to be taken. Its `position` is where to go on.
+            BusFull: this publisher reads as many calls as it may.
+            CallStateUnknown, RegionUnreachable: as for `put`, and only at the start.
+        """
+        waiting = _Waiting()
+        position = after
+        async with self._running().watch(call_id, self._tenant, waiting.add, after=after, audio=audio) as watch:
+            watch.on_end = waiting.wake
+            if watch.session is not None:
+                yield Event("", "session", watch.session)
+            while True:
+                while waiting.entries:
+                    event = Event(*waiting.take())
+                    position = event.position or position
+                    yield event
+                if waiting.is_over:
+                    raise ReaderTooSlow(call_id, _WAITING_MAX, position)
+                if watch.end is not None:
+                    break
+                await waiting.wait()
+        if watch.end.tombstone is None:
+            raise CallNotFound(call_id)
+        yield Event("", "ended", msgspec.json.encode(watch.end.tombstone.to_public()))
+
+    async def _put(self, call_id: str, message: Message, wait: str | Status, timeout: float) -> Receipt:
+        status = Status(wait)
+        if status not in _WAITS:
+            raise ValueError(f"wait: must be one of {', '.join(each.value for each in _WAITS)}")
+        return await self._running().put(call_id, self._tenant, message, wait=status, timeout=timeout)
+
     def _running(self) -> Fanout:
         if self._bus is None:
             raise RuntimeError("use it within its block: async with Publisher(…) as publisher")
         return self._bus
 
 
+class _Waiting:
+    """Entries that nobody has taken yet. Beyond its bound no further one is kept."""
+
+    def __init__(self) -> None:
+        self.entries: deque[LogEntry] = deque()
+        self.is_over = False
+        self._bytes = 0
+        self._changed = asyncio.Event()
+
+    def add(self, entry: LogEntry) -> None:
+        """The watch's delivery."""
+        size = self._bytes + len(entry.body)
+        self.is_over = self.is_over or len(self.entries) >= _WAITING_MAX or size > _WAITING_MAX_BYTES
+        if not self.is_over:
+            self.entries.append(entry)
+            self._bytes = size
+        self.wake()
+
+    def take(self) -> LogEntry:
+        """The oldest."""
+        entry = self.entries.popleft()
+        self._bytes -= len(entry.body)
+        return entry
+
+    def wake(self) -> None:
+        """There is something to look at."""
+        self._changed.set()
+
+    async def wait(self) -> None:
+        """Until there is."""
+        await self._changed.wait()
+        self._changed.clear()
+
+
 def _message(fields: dict[str, Any]) -> Message:
     """Through the same JSON as the HTTP surface's, so that both take and refuse the same."""
-    try:
-        body = msgspec.json.encode(fields)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidItem(None, f"cannot be written as JSON: {error}") from None
+    body = _encode(fields)
     try:
         return read_message(body, wall=time.time())
     except InvalidItem as error:
-        if error.param not in _RENAMED:
-            raise
-        raise InvalidItem(_RENAMED[error.param], str(error)) from None
+        raise _as_named_here(error) from None
+
+
+def _event_message(event: Mapping[str, Any], expires_in: float, message_id: str | None) -> Message:
+    if not isinstance(event, Mapping):
+        raise InvalidItem("event", "must be a mapping with the fields of a client event")
+    fields = {"type": event.get("type"), "expires_in_ms": round(expires_in * 1000), "id": message_id}
+    item = _encode(event)
+    try:
+        body = decode(_encode(fields), _EventBody)
+    except InvalidItem as error:
+        raise _as_named_here(error) from None
+    if body.type == _AUDIO:
+        raise InvalidItem("type", "audio comes from the call's client alone", code="audio_not_allowed")
+    return Message(
+        id=body.id or new_message_id(),
+        item=item,
+        response=body.type == "response.create",
+        expires_at=time.time() + body.expires_in_ms / 1000,
+        kind="event",
+    )
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidItem(None, f"cannot be written as JSON: {error}.") from None
+
+
+def _as_named_here(error: InvalidItem) -> InvalidItem:
+    return InvalidItem(_RENAMED.get(error.param or "", error.param), str(error), code=error.code)

@@ -1,18 +1,31 @@
 """Looks up what one home's Redis knows of calls and receipts."""
 
 import heapq
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fanout.core.partitions import partition_tags
 from fanout.core.records import call_from_stored, receipt_from_stored, tombstone_from_stored
 from fanout.core.scripts import Scripts
-from fanout.errors import CallNotFound, CallStateUnknown, CallTaken, RegionUnreachable
-from fanout.messages import CallRecord, Receipt, Tombstone
+from fanout.errors import CallEnded, CallNotFound, CallStateUnknown, CallTaken, RegionUnreachable
+from fanout.messages import CallFilter, CallRecord, Facts, Receipt, Reservation, Tombstone
 from fanout.store import Store, run_one
 
 ORPHANED = "moving"  # the state of a call whose node is gone: its client may bring it back
+
+_ANY = CallFilter()
+_LOOKED_AT_MIN = 20  # in each partition and round, for a filter that few calls may match
+_ROUNDS_MAX = 16  # of which each asks every partition once
+
+Place = tuple[float, str]  # of a call in a list: its start in seconds, its id
+
+
+class Listing(NamedTuple):
+    """A part of a list; `end` is how far was looked, None for so far as was asked: up to the limit, or all."""
+
+    calls: list[CallRecord]
+    end: Place | None
 
 
 class Directory:
@@ -49,25 +62,71 @@ class Directory:
         packed = answer[1]
         return receipt_from_stored(call_id, message_id, packed) if packed else None
 
-    async def calls(self, tenant: str, limit: int, after: tuple[float, str] | None) -> list[CallRecord]:
-        """Live calls older than `after` (start, id), newest first, at most `limit`."""
-        home = self._store.name
-        runs = [self._scripts.list(tag, home, tenant, limit, after) for tag in partition_tags()]
-        outcomes = await self._store.run(runs)
+    async def calls(self, tenant: str, limit: int, after: Place | None, where: CallFilter) -> Listing:
+        """Live calls older than `after`, newest first, at most `limit`; what it looks at for that is bounded."""
+        found: list[CallRecord] = []
+        cursors: dict[str, Place | None] = dict.fromkeys(partition_tags(), after)  # of those that may have more
+        most = limit if where == _ANY else max(limit, _LOOKED_AT_MIN)
+        for _ in range(_ROUNDS_MAX):
+            looked_at = await self._look(tenant, most, cursors)
+            matching = [(claim, record) for claim, record in looked_at if where.matches_but_for_state(record)]
+            if not where.state:
+                matching = heapq.nlargest(limit, matching, key=lambda call: place_of(call[1]))
+            found += [record for record in await self._with_owners(matching) if where.matches(record)]
+            end = max((cursor for cursor in cursors.values() if cursor is not None), default=None)
+            # Below that a partition may have calls that have not been looked at.
+            listed = [record for record in found if end is None or place_of(record) >= end]
+            if end is None or len(listed) >= limit:
+                break
+        newest = heapq.nlargest(limit, listed, key=place_of)
+        return Listing(newest, end if len(listed) < limit else None)
+
+    async def _look(self, tenant: str, most: int, cursors: dict[str, Place | None]) -> list[tuple[bytes, CallRecord]]:
+        """The next calls of each partition, with their claims; moves the cursors, and drops those that had all."""
+        tags = list(cursors)
+        runs = [self._scripts.list(tag, self._store.name, tenant, most, cursors[tag]) for tag in tags]
         found: list[tuple[bytes, CallRecord]] = []
-        for outcome in outcomes:
+        for tag, outcome in zip(tags, await self._store.run(runs), strict=True):
             if isinstance(outcome, RegionUnreachable):
                 raise outcome
-            found += [(claim, _record(epoch, state, record)) for _, epoch, claim, state, record in outcome[1:]]
-        newest = heapq.nlargest(limit, found, key=lambda call: (call[1].started_at, call[1].id))
-        return await self._with_owners(newest)
+            listed = [(claim, _record(epoch, state, record)) for _, epoch, claim, state, record in outcome[1:]]
+            found += listed
+            if len(listed) < most:
+                del cursors[tag]
+            else:
+                cursors[tag] = place_of(listed[-1][1])
+        return found
 
-    async def reserve(self, call_id: str, tenant: str, seconds: float) -> None:
+    async def facts(self, call_id: str, tenant: str) -> Facts:
+        """What is known of a call, or was at its end within the hour. Raises CallNotFound."""
+        keys = self._scripts.keys.call(call_id, tenant)
+        answer = await run_one(self._store, self._scripts.facts(keys, tenant))
+        if answer[0] == b"unknown":
+            raise CallStateUnknown(call_id)
+        if answer[0] == b"absent":
+            raise CallNotFound(call_id)
+        state, *known = answer
+        values = {name.decode(): value for name, value in zip(known[::2], known[1::2], strict=True)}
+        return Facts(state=state.decode(), values=values)
+
+    async def reserve(self, call_id: str, tenant: str, seconds: float, session: bytes) -> None:
         """Hold an id for a client that will come; the call's owner claims it then."""
         keys = self._scripts.keys.call(call_id, tenant)
-        answer = await run_one(self._store, self._scripts.reserve(keys, tenant, seconds))
+        answer = await run_one(self._store, self._scripts.reserve(keys, tenant, seconds, session))
         if answer[0] != b"reserved":
             raise CallTaken(call_id)
+
+    async def reservation(self, call_id: str, tenant: str) -> Reservation | None:
+        """What an id is held with. Raises CallTaken for a live call, CallEnded."""
+        match await self._lookup(call_id, tenant):
+            case [b"reserved", _, session]:
+                return Reservation(call_id=call_id, session=session)
+            case [b"live", *_]:
+                raise CallTaken(call_id)
+            case [b"ended", _, record]:
+                raise CallEnded(tombstone_from_stored(record))
+            case _:
+                return None
 
     async def _lookup(self, call_id: str, tenant: str, message_id: str = "") -> list[Any]:
         keys = self._scripts.keys.call(call_id, tenant)
@@ -91,6 +150,11 @@ class Directory:
             else msgspec.structs.replace(record, state=ORPHANED)
             for claim, record in calls
         ]
+
+
+def place_of(record: CallRecord) -> Place:
+    """Where a call stands in a list, which is sorted by this, the highest first."""
+    return record.started_at, record.id
 
 
 def _record(epoch: bytes, state: bytes, record: bytes) -> CallRecord:

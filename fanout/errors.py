@@ -83,10 +83,10 @@ class MessageTooLarge(FanoutError):
 
 
 class BusFull(FanoutError):
-    """This node has as many messages under way as it may hold."""
+    """This node has as many messages under way as it may hold, or as many watches."""
 
-    def __init__(self, items: int, size: int) -> None:
-        super().__init__(f"{items} messages of {size} bytes under way")
+    def __init__(self, items: int, size: int, *, what: str = "messages") -> None:
+        super().__init__(f"{items} {what} under way, {size} bytes")
         self.items = items
         self.size = size
 
@@ -106,3 +106,16 @@ class RegionUnreachable(FanoutError):
     def __init__(self, region: str) -> None:
         super().__init__(f"region {region} is unreachable")
         self.region = region
+
+
+class ReaderTooSlow(FanoutError):
+    """Whoever reads a call's events took them slower than they came, and no more are kept for it.
+
+    `position` is what to give as `after` to go on behind the last event that was taken, as far as the log still has it.
+    """
+
+    def __init__(self, call_id: str, limit: int, position: str | None) -> None:
+        super().__init__(f"{limit} events of {call_id} wait to be taken; go on after {position or 'none'}")
+        self.call_id = call_id
+        self.limit = limit
+        self.position = position

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from fanout.chronicler import WRITERS
 from fanout.core.circuit import Circuit
 from fanout.core.envelope import Envelope, EnvelopeError
 from fanout.core.keys import tag_in
@@ -17,6 +18,7 @@ from fanout.publisher import Publisher
 from fanout.settings import BusSettings
 from fanout.store import Listener, Store
 from fanout.tasks import Tasks
+from fanout.watcher import Watcher
 
 _log = structlog.get_logger("fanout")
 _ENVELOPE_OVERHEAD = 64 * 1024  # of a receipt with the model's error in it
@@ -61,11 +63,14 @@ class Home:
         self.owner = Owner(self.store, self._scripts, boot, clock=clock)
         self.publisher = Publisher(self.store, self._scripts, self._circuit, clock=clock, tasks=tasks)
         self.directory = Directory(self.store, self._scripts)
+        self.watcher = Watcher(self.store, self._scripts, self._circuit, tasks=tasks)
         for channel in self._channels:
             self.store.want(channel)
         tasks.keep(self.store.work, name=f"store {name}")
         for number in range(WORKERS):
             tasks.keep(self.owner.work, name=f"owner {name} {number}")
+        for number in range(WRITERS):
+            tasks.keep(self.owner.chronicler.work, name=f"chronicler {name} {number}")
         tasks.keep(self._beat, name=f"heartbeat {name}")
 
     @property
@@ -87,7 +92,9 @@ class Home:
 
     def on_subscribed(self, channel: str) -> None:
         """A channel was acknowledged."""
-        if channel not in self._channels:
+        if self.watcher.has(channel):
+            self.watcher.on_subscribed(channel)
+        elif channel not in self._channels:
             self.owner.on_subscribed(channel)
         elif channel == self._own_channel:
             self.owner.sweep_soon()
@@ -95,7 +102,10 @@ class Home:
             self._wake()
 
     def on_message(self, channel: str, data: bytes) -> None:
-        """A bell, a receipt, or our own heartbeat."""
+        """A bell, a receipt, what is watched, or our own heartbeat."""
+        if self.watcher.has(channel):
+            self.watcher.on_message(channel, data)
+            return
         if channel not in self._channels:
             self.owner.on_bell(channel, data)
             return
@@ -182,6 +192,7 @@ class Home:
             **{name: value for name, value in self.store.status().items() if name != "connected"},
             **self.owner.counts,
             **self.publisher.counts,
+            **self.watcher.counts,
         }
 
     def _wake(self) -> None:

@@ -1,41 +1,135 @@
 """What may be put into a call: the fields that say it, each with its rule and its default, made into a message. Pure.
 
-The same rules for the HTTP surface and for the Python client. They go as far as the bus and the owner rely on them;
-what stands inside an item is the model's to judge.
+The same rules for the HTTP surface, which describes itself from these types, and for the Python client. They go as far
+as the bus and the owner rely on them; what stands inside an item is the model's to judge.
 """
 
 import re
 import secrets
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from fanout.errors import InvalidItem
 from fanout.messages import Message
 
-_ITEM_ID: Final = re.compile(r"[A-Za-z0-9_-]{0,32}")  # the length is the Realtime API's own limit
-_PARTS: Final = {
-    "system": {"input_text"},
-    "user": {"input_text", "input_audio", "input_image"},
-    "assistant": {"output_text"},  # its audio cannot be populated (the API's limit)
-}
+T = TypeVar("T")
 
-MessageId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+MessageId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_-]{1,64}\Z",
+        description="Makes it safe to send again: the same id twice is one message. Without one it gets one.",
+    ),
+]
+Lifetime = Annotated[
+    int, Meta(ge=1, le=3_600_000, description="Milliseconds after which it is dropped, never delivered late.")
+]
+_ItemId = Annotated[
+    str,  # the length is the Realtime API's own limit
+    Meta(pattern=r"^[A-Za-z0-9_-]{0,32}\Z", description="The item's id in the conversation. Without one it gets one."),
+]
+
+
+class InputText(msgspec.Struct, frozen=True, tag_field="type", tag="input_text"):
+    """Text, in `text`."""
+
+
+class InputAudio(msgspec.Struct, frozen=True, tag_field="type", tag="input_audio"):
+    """Audio of the user, base64 in `audio`."""
+
+
+class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image"):
+    """An image, a data URL in `image_url`."""
+
+
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+    """What the assistant is to have said, in `text`. Its audio cannot be given: the API's limit."""
+
+
+class SystemMessage(msgspec.Struct, frozen=True, tag_field="role", tag="system"):
+    """Something for the model to know: it is told, and the person doesn't hear it."""
+
+    type: Literal["message"]
+    content: Annotated[list[InputText], Meta(min_length=1)]
+    id: _ItemId = ""
+
+
+class UserMessage(msgspec.Struct, frozen=True, tag_field="role", tag="user"):
+    """Something as if the person had said it."""
+
+    type: Literal["message"]
+    content: Annotated[list[InputText | InputAudio | InputImage], Meta(min_length=1)]
+    id: _ItemId = ""
+
+
+class AssistantMessage(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):
+    """Something as if the model had said it."""
+
+    type: Literal["message"]
+    content: Annotated[list[OutputText], Meta(min_length=1)]
+    id: _ItemId = ""
+
+
+class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="function_call_output"):
+    """The result of a tool call that the model made in this conversation."""
+
+    call_id: Annotated[str, Meta(description="Of the tool call, as its `function_call` item has it.")]
+    output: Annotated[str, Meta(description="The result as text; JSON by convention.")]
+    id: _ItemId = ""
+
+
+_MESSAGES: Final = SystemMessage | UserMessage | AssistantMessage
+ITEMS: Final = (SystemMessage, UserMessage, AssistantMessage, ToolResult)
+_BY_TYPE: Final[Mapping[str, Any]] = {"message": _MESSAGES, "function_call_output": ToolResult}
+_HINTS: Final = {
+    "role": "must be 'system', 'user' or 'assistant'",
+    "type": "must be input_text of a system message, input_text, input_audio or input_image of a user's, "
+    "output_text of an assistant's",
+}
+_EXAMPLE: Final = {
+    "type": "message",
+    "role": "system",
+    "content": [{"type": "input_text", "text": "The customer has a gold card."}],
+}
 
 
 class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON body of ``POST …/items``, with its defaults."""
+    """An item for a live call, and what is to happen with it."""
 
-    item: dict[str, Any]
-    response: bool | dict[str, Any] | None = None  # None: a tool result asks for one, a message doesn't
-    when: Literal["now", "turn_end", "interrupt"] = "now"
-    visible: bool = True
-    expires_in_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] = 60_000
+    item: Annotated[
+        dict[str, Any],
+        Meta(
+            description="An item of the Realtime API. Fields that are not described go to the model as they are.",
+            examples=[_EXAMPLE],
+            extra={"one_of": ITEMS},
+        ),
+    ]
+    response: Annotated[
+        bool | dict[str, Any] | None,
+        Meta(
+            description="Whether the model shall answer; an object has the fields of a `response.create`. "
+            "Without it: yes for a tool result, no for a message."
+        ),
+    ] = None
+    when: Annotated[
+        Literal["now", "turn_end", "interrupt"] | None,
+        Meta(
+            description="`turn_end` waits until nobody speaks and no response is under way; `interrupt` cuts the "
+            "model off. Without it: `turn_end` where a response is asked for, else `now`."
+        ),
+    ] = None
+    visible: Annotated[bool, Meta(description="`false`: the client of the call never sees the item or its events.")] = (
+        True
+    )
+    expires_in_ms: Lifetime = 60_000
     id: MessageId | None = None
 
 
+_QUOTED: Final = 200  # characters at most of what the sender wrote
 _FIELD: Final = re.compile(r"(?:missing required|unknown) field `(\w+)`")
-_decode: Final = msgspec.json.Decoder(ItemBody).decode
 
 
 def read_message(body: bytes, *, wall: float, traceparent: str | None = None) -> Message:
@@ -49,29 +143,28 @@ def read_message(body: bytes, *, wall: float, traceparent: str | None = None) ->
     Raises:
         InvalidItem: it is not JSON, or a field is wrong, which it names.
     """
-    try:
-        parsed = _decode(body)
-    except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$")
-        named = _FIELD.search(text)  # of a missing or an unknown field msgspec has no path
-        raise InvalidItem(path.strip("`.") or (named.group(1) if named else None), text) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidItem(None, f"The body is not JSON: {error}.", code="invalid_json") from None
-    if parsed.when != "now":
-        raise InvalidItem("when", f"when {parsed.when!r} is not available in this version: use 'now'")
-    if not parsed.visible:
-        raise InvalidItem("visible", "hidden items are not available in this version")
-    item_id = _check_item(parsed.item)
-    response = parsed.response
+    return make_message(decode(body, ItemBody), wall=wall, traceparent=traceparent)
+
+
+def make_message(body: ItemBody, *, wall: float, traceparent: str | None = None) -> Message:
+    """Turn a decoded body into a message; see `read_message`.
+
+    Raises:
+        InvalidItem: a field of the item is wrong, which it names.
+    """
+    item_id = _check_item(body.item)
+    response = body.response
     if response is None:
-        response = parsed.item["type"] == "function_call_output"
+        response = body.item["type"] == "function_call_output"
     return Message(
-        id=parsed.id or new_message_id(),
-        item=msgspec.json.encode(parsed.item),
+        id=body.id or new_message_id(),
+        item=msgspec.json.encode(body.item),
         response=response if isinstance(response, bool) else msgspec.json.encode(response),
-        expires_at=wall + parsed.expires_in_ms / 1000,
+        expires_at=wall + body.expires_in_ms / 1000,
         traceparent=traceparent,
         item_id=item_id,
+        when=body.when or ("now" if response is False else "turn_end"),
+        visible=body.visible,
     )
 
 
@@ -80,30 +173,55 @@ def new_message_id() -> str:
     return f"msg_{secrets.token_hex(12)}"
 
 
+def decode(body: bytes, shape: type[T]) -> T:
+    """Decode JSON into a struct.
+
+    Raises:
+        InvalidItem: it is not JSON (code ``invalid_json``), or a field is wrong, which it names.
+    """
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise wrong_field(error, shape) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidItem(None, f"The body is not JSON: {error}.", code="invalid_json") from None
+
+
+def wrong_field(error: msgspec.ValidationError, shape: type[Any]) -> InvalidItem:
+    """Say which field of the struct ``shape`` is wrong and why, from msgspec's sentence."""
+    param, text = _explain(error)
+    if text.startswith("Invalid enum"):
+        hints = {field.encode_name: field.type for field in msgspec.structs.fields(shape)}
+        text = f"{text}: use one of {', '.join(_literals(hints.get(param or '')))}"
+    return InvalidItem(param, text)
+
+
+def _explain(error: msgspec.ValidationError) -> tuple[str | None, str]:
+    text, _, path = str(error).partition(" - at `$")
+    named = _FIELD.search(text)  # of a missing or an unknown field msgspec gives the path of what it is in
+    steps = [path.strip("`."), named.group(1) if named else ""]
+    return ".".join(step for step in steps if step)[:_QUOTED] or None, text[:_QUOTED]
+
+
+def _literals(hint: Any) -> Iterator[str]:
+    if get_origin(hint) is Literal:
+        yield from (str(choice) for choice in get_args(hint))
+    else:
+        for part in get_args(hint):
+            yield from _literals(part)
+
+
 def _check_item(item: dict[str, Any]) -> str:
     """Check the item as far as the fleet relies on it; return its id, "" without one."""
-    item_id = item.get("id", "")
-    if not isinstance(item_id, str) or not _ITEM_ID.fullmatch(item_id):
-        raise InvalidItem("item.id", "must be a string of at most 32 letters, digits, - and _")
-    match item.get("type"):
-        case "message":
-            _check_message(item)
-        case "function_call_output":
-            for key in ("call_id", "output"):
-                if not isinstance(item.get(key), str):
-                    raise InvalidItem(f"item.{key}", "must be a string")
-        case _:
-            raise InvalidItem("item.type", "must be 'message' or 'function_call_output'")
+    kind = item.get("type")
+    shape = _BY_TYPE.get(kind) if isinstance(kind, str) else None
+    if shape is None:
+        raise InvalidItem("item.type", "must be 'message' or 'function_call_output'")
+    try:
+        checked = msgspec.convert(item, shape)
+    except msgspec.ValidationError as error:
+        param, text = _explain(error)
+        hint = _HINTS.get((param or "").rpartition(".")[2])
+        raise InvalidItem(f"item.{param}", hint or text) from None
+    item_id: str = checked.id
     return item_id
-
-
-def _check_message(item: dict[str, Any]) -> None:
-    parts = _PARTS.get(str(item.get("role")))
-    if parts is None:
-        raise InvalidItem("item.role", "must be 'system', 'user' or 'assistant'")
-    content = item.get("content")
-    if not isinstance(content, list) or not content:
-        raise InvalidItem("item.content", "must be a list with at least one part")
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or str(part.get("type")) not in parts:
-            raise InvalidItem(f"item.content[{index}]", f"must have a type among {', '.join(sorted(parts))}")

@@ -1,7 +1,7 @@
 """What travels and what is kept: messages, receipts, call records, tombstones. Plain values, no I/O, no clock."""
 
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -154,9 +154,66 @@ class Tombstone(msgspec.Struct, frozen=True, kw_only=True):
         return {"object": "realtime.call", "state": "ended", **public}
 
 
+class CallFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls of a list; empty for any."""
+
+    region: str = ""  # of the owning node
+    node: str = ""
+    agent: str = ""
+    state: str = ""  # live, moving
+
+    def matches(self, record: CallRecord) -> bool:
+        """Whether the call is one of them."""
+        return self.matches_but_for_state(record) and self.state in {"", record.state}
+
+    def matches_but_for_state(self, record: CallRecord) -> bool:
+        """The same of a record whose owner has not been looked for yet."""
+        return (
+            self.region in {"", record.region} and self.node in {"", record.node} and self.agent in {"", record.agent}
+        )
+
+
 class CallPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a tenant's live calls, newest first; what could not be asked is named, never left out silently."""
+    """One page of a tenant's live calls, newest first; what could not be asked is named, never left out silently.
+
+    `last_id` is what to give as `after` for the next page. With a filter that few calls match, a page may have fewer
+    calls than asked for, even none, and there may be more all the same: what one question looks at is bounded.
+    """
 
     calls: list[CallRecord]
     has_more: bool
     unreachable_regions: list[str]
+    last_id: str | None = None
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """A call id that is held for a client; `session` is what was kept with it, opaque here."""
+
+    call_id: str
+    session: bytes
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a call now, or was at its end: the latest value of each name."""
+
+    state: str  # reserved, live, ended
+    values: dict[str, bytes]
+
+
+class LogEntry(NamedTuple):
+    """What a watch is given: an event, audio, the session as it is now, or a gap.
+
+    A gap says that something is missing here. `position` is what to give as `after` to go on behind the entry: empty
+    for audio and gaps.
+    """
+
+    position: str
+    kind: str  # event, audio, session, gap
+    body: bytes = b""  # JSON; empty for a gap
+
+
+class WatchEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a watch is over: the call ended, or nothing is known of it any more (`lost`)."""
+
+    tombstone: Tombstone | None
+    lost: bool

@@ -1,4 +1,4 @@
-"""A node's place on the bus, and the whole of what the rest of the relay calls: put, read, own."""
+"""A node's place on the bus, and the whole of what the rest of the relay calls: put, read, watch, own."""
 
 import asyncio
 import secrets
@@ -7,14 +7,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fanout.core.ownership import Expected
-from fanout.errors import CallNotFound, RegionUnreachable
+from fanout.directory import Place, place_of
+from fanout.errors import BusFull, CallNotFound, RegionUnreachable
 from fanout.home import Home, OpenStore
 from fanout.ids import home_of
-from fanout.messages import CallPage, CallRecord, Message, Receipt, Status, Tombstone
+from fanout.messages import (
+    CallFilter,
+    CallPage,
+    CallRecord,
+    Facts,
+    LogEntry,
+    Message,
+    Receipt,
+    Reservation,
+    Status,
+    Tombstone,
+)
 from fanout.owned import OwnedCall
 from fanout.redis import open_store
 from fanout.settings import BusSettings
 from fanout.tasks import Tasks
+from fanout.watcher import Watch
 
 
 class Fanout:
@@ -71,8 +84,10 @@ class Fanout:
         home = self._homes.get(home_of(call_id) or "")
         return None if home is None else await home.directory.call(call_id, tenant)
 
-    async def calls(self, tenant: str, *, limit: int = 20, after: str | None = None) -> CallPage:
-        """Live calls of a tenant in all regions, newest first; `after` is the last id of the page before.
+    async def calls(
+        self, tenant: str, *, limit: int = 20, after: str | None = None, where: CallFilter | None = None
+    ) -> CallPage:
+        """Live calls of a tenant in all regions, newest first; `after` is the `last_id` of the page before.
 
         Raises CallNotFound if `after` is unknown, RegionUnreachable if its region is away.
         """
@@ -83,26 +98,80 @@ class Fanout:
                 raise CallNotFound(after)
             start = (known.started_at, after)
         found: list[CallRecord] = []
+        ends: list[Place] = []
         unreachable: list[str] = []
 
         async def ask(home: Home) -> None:
             try:
-                found.extend(await home.directory.calls(tenant, limit + 1, start))
+                listing = await home.directory.calls(tenant, limit + 1, start, where or CallFilter())
             except RegionUnreachable:
                 unreachable.append(home.name)
+                return
+            found.extend(listing.calls)
+            if listing.end is not None:
+                ends.append(listing.end)
 
         async with asyncio.TaskGroup() as group:
             for home in self._homes.values():
                 group.create_task(ask(home))
-        found.sort(key=lambda record: (record.started_at, record.id), reverse=True)
-        return CallPage(calls=found[:limit], has_more=len(found) > limit, unreachable_regions=sorted(unreachable))
+        end = max(ends, default=None)  # below it not every home has been looked through
+        listed = sorted((call for call in found if end is None or place_of(call) >= end), key=place_of, reverse=True)
+        page = listed[:limit]
+        last_id = page[-1].id if page else None
+        if end is not None and len(listed) <= limit:
+            last_id = end[1]
+        return CallPage(
+            calls=page,
+            has_more=end is not None or len(listed) > limit,
+            unreachable_regions=sorted(unreachable),
+            last_id=last_id,
+        )
 
-    async def reserve(self, call_id: str, tenant: str, *, seconds: float) -> None:
+    async def facts(self, call_id: str, tenant: str) -> Facts:
+        """What is known of a call, or was at its end within the hour.
+
+        Raises CallNotFound, CallStateUnknown, RegionUnreachable.
+        """
+        return await self._home(call_id).directory.facts(call_id, tenant)
+
+    async def reserve(self, call_id: str, tenant: str, *, seconds: float, session: bytes = b"") -> None:
         """Hold a call id for a client that will come: until then a message to it is CallNotStarted.
 
-        Raises CallTaken if the id is in use, RegionUnreachable.
+        `session` is for who owns the call then, see `reservation`. The same tenant may hold it again, which replaces
+        both. Raises CallTaken if the id is in use, RegionUnreachable.
         """
-        await self._home(call_id).directory.reserve(call_id, tenant, seconds)
+        await self._home(call_id).directory.reserve(call_id, tenant, seconds, session)
+
+    async def reservation(self, call_id: str, tenant: str) -> Reservation | None:
+        """What a call id is held with for this tenant; None if it isn't.
+
+        Raises CallTaken if the call is live, CallEnded, CallStateUnknown, RegionUnreachable.
+        """
+        home = self._homes.get(home_of(call_id) or "")
+        return None if home is None else await home.directory.reservation(call_id, tenant)
+
+    @asynccontextmanager
+    async def watch(
+        self,
+        call_id: str,
+        tenant: str,
+        deliver: Callable[[LogEntry], None],
+        *,
+        after: str | None = None,
+        audio: bool = False,
+    ) -> AsyncIterator[Watch]:
+        """A call's events for the length of the block, wherever it lives, also of one that is only reserved.
+
+        `deliver` gets each entry once, in order, first within the block and in the bus's reader: it must return at
+        once. `after` is a position to go on behind, as far as the log still has it; what is missing is a gap, and a
+        position that can't be read is one that is missing. A watch waits for a Redis that is away. Raises CallNotFound,
+        CallEnded (without `after`; with it, the rest of the log comes), CallStateUnknown, RegionUnreachable, BusFull.
+        """
+        home, most = self._home(call_id), self._settings.watches_max
+        if sum(each.watcher.watches for each in self._homes.values()) >= most:
+            raise BusFull(most, 0, what="watches")
+        async with home.watcher.watch(call_id, tenant, deliver, after=after, audio=audio) as watch:
+            yield watch
 
     def own(self, record: CallRecord, deliver: Callable[[Message], None]) -> OwnedCall:
         """This node holds the call, a new one. Never waits: it registers when Redis allows (`wait_registered`).

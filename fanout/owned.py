@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from fanout.core.envelope import Bell, Envelope, EnvelopeError
+from fanout.core.chronicle import Chronicle, LogCounts
+from fanout.core.envelope import Bell, Envelope, EnvelopeError, Ring
 from fanout.core.inbox import Entry, InboxCounts, Position
 from fanout.core.ownership import Expected, Ownership, Phase
 from fanout.core.records import message_from_envelope
@@ -24,6 +25,9 @@ class Agenda(Protocol):
     def on_changed(self, call: "OwnedCall") -> None:
         """There may be something to ask of Redis."""
 
+    def on_noted(self, call: "OwnedCall") -> None:
+        """There may be something to write for those who watch."""
+
     def on_unreadable(self, error: str) -> None:
         """Something was there that this version cannot read."""
 
@@ -38,6 +42,9 @@ def _nobody(_: Message) -> None:
 class OwnedCall:
     """`settle` and `end` note what happened and return at once; the bus writes it, again and again while Redis is away.
 
+    `log`, `sound` and `note` do the same for those who look on, as far as there is room: see `fanout.core.chronicle`.
+    `on_interest`, if set, is called whenever `is_watched` or `is_heard` changed; it must return at once.
+
     Sync, so that a session may call them from a socket callback. Made by `Fanout.own`, never directly.
     """
 
@@ -51,6 +58,7 @@ class OwnedCall:
         agenda: Agenda,
         clock: Callable[[], float],
         counts: InboxCounts,
+        log_counts: LogCounts,
         expected: Expected | None = None,
     ) -> None:
         self.id = record.id
@@ -59,6 +67,8 @@ class OwnedCall:
             record, scripts, new_claim=new_claim, read_entry=self._read_entry, expected=expected, counts=counts
         )
         self.keys = self.protocol.keys
+        self.chronicle = Chronicle(self.keys, scripts, log_counts, is_taken=expected is not None)
+        self.on_interest: Callable[[], None] | None = None
         self.is_registered = False  # claimed and subscribed, once: from then on the call can be reached
         self.is_subscribed = False
         self._deliver = deliver
@@ -120,6 +130,43 @@ class OwnedCall:
             self._agenda.on_changed(self)
             self.changed()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody watches, so that `log` does something."""
+        return self.chronicle.is_watched
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody listens, so that `sound` does something."""
+        return self.chronicle.is_heard
+
+    def log(self, event: bytes) -> None:
+        """An event of the call, JSON, for those who watch."""
+        self.chronicle.log(event)
+        self._agenda.on_noted(self)
+
+    def sound(self, event: bytes) -> None:
+        """Audio, an event of either side as JSON, for those who listen. It is kept nowhere."""
+        self.chronicle.sound(event)
+        self._agenda.on_noted(self)
+
+    def note(self, name: str, value: bytes | None) -> None:
+        """What is known of the call under a name, as of now; None for nothing any more.
+
+        `session` is the one that whoever begins to watch gets first.
+        """
+        self.chronicle.note(name, value, self._now())
+        self._agenda.on_noted(self)
+
+    async def wait_logged(self) -> None:
+        """Until what was logged and noted so far is in Redis, or never will be because the call is over or lost.
+
+        Waits as long as Redis is away: give it a timeout. `end` drops what is not written by then.
+        """
+        self.chronicle.hurry()
+        self._agenda.on_noted(self)
+        await self._wait(lambda: self.chronicle.is_written)
+
     async def wait_registered(self) -> None:
         """Until the claim is written and the subscription acknowledged: from then on the call can be reached.
 
@@ -152,6 +199,9 @@ class OwnedCall:
     def let_go(self) -> None:
         """Nothing more is delivered. What is kept of the call for a new Redis must not keep its session."""
         self._deliver = _nobody
+        self.on_interest = None
+        self.chronicle.close()
+        self._agenda.on_noted(self)
 
     def changed(self) -> None:
         """Wake who waits, to look again."""
@@ -164,6 +214,32 @@ class OwnedCall:
         entry = Entry(bell.entry_id, bell.message_id, message)
         previous = Position(bell.previous_entry_id, bell.previous_message_id)
         self.hand_over(self.protocol.on_bell(entry, previous, self._clock()))
+
+    def on_ring(self, ring: Ring) -> None:
+        """For how long somebody watches, and listens, as Redis says."""
+        self._tell_interest(self.chronicle.on_interest(ring, self._now()))
+        self._agenda.on_noted(self)
+
+    def on_tick(self) -> None:
+        """Their time may be over."""
+        self._tell_interest(self.chronicle.on_tick(self._now()))
+
+    def on_written(self, outcome: Any) -> None:
+        """The answer to a flush of the log, or RegionUnreachable."""
+        self._tell_interest(self.chronicle.on_outcome(outcome, self._now()))
+        self.changed()
+
+    def _tell_interest(self, has_changed: bool) -> None:
+        if not has_changed or self.on_interest is None:
+            return
+        try:
+            self.on_interest()
+        except Exception:  # noqa: BLE001 - as in `hand_over`
+            _log.exception("interest_failed", call=self.id)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def hand_over(self, messages: list[Message]) -> None:
         """Deliver, in order; one session's bug must not deafen every call of the node."""

@@ -5,23 +5,22 @@ calls, bounded by what calls there are; no session notices.
 """
 
 import asyncio
-import heapq
-import math
 import secrets
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import count, islice
+from itertools import islice
 
 import structlog
 
-from fanout.core.envelope import Bell, EnvelopeError
+from fanout.chronicler import Chronicler
+from fanout.core.envelope import EnvelopeError, Ring, unpack_ring
 from fanout.core.inbox import InboxCounts
 from fanout.core.ownership import Expected, Phase, Step
 from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
 from fanout.messages import CallRecord, Message
 from fanout.owned import OwnedCall
+from fanout.schedule import Schedule
 from fanout.store import Store
 from fanout.tasks import Backoff
 
@@ -41,18 +40,15 @@ class Owner:
         self._settings = scripts.settings
         self._boot = boot
         self._clock = clock
+        self.chronicler = Chronicler(store, scripts)
         self._by_id: dict[str, OwnedCall] = {}
         self._by_channel: dict[str, OwnedCall] = {}
         self._kept: dict[OwnedCall, float] = {}  # over here, until when: a new Redis may want to know of them
         self._unended: dict[OwnedCall, None] = {}
-        self._ready: dict[OwnedCall, None] = {}  # something is to be asked now, oldest first
-        self._later: list[tuple[float, int, OwnedCall]] = []
-        self._due: dict[OwnedCall, float] = {}  # the earliest of a call's places in `_later`
+        self._schedule: Schedule[OwnedCall] = Schedule()
         self._unregistered: set[OwnedCall] = set()
         self._unwritten: set[OwnedCall] = set()
-        self._order = count()
         self._strangers: dict[OwnedCall, None] = {}  # to be told that their Redis is another one, oldest first
-        self._idle: deque[asyncio.Future[None]] = deque()  # workers that wait for something to ask
         self._sweep_at = 0.0
         self._inbox_counts = InboxCounts()
         self.delivered = 0
@@ -78,6 +74,7 @@ class Owner:
             agenda=self,
             clock=self._clock,
             counts=self._inbox_counts,
+            log_counts=self.chronicler.log_counts,
             expected=expected,
         )
         self._unregistered.add(call)
@@ -93,11 +90,14 @@ class Owner:
         if call is None:
             return  # it ended while the ring was under way
         try:
-            bell = Bell.unpack(data, max_bytes=self._settings.message_max_bytes + _BELL_OVERHEAD)
+            bell = unpack_ring(data, max_bytes=self._settings.message_max_bytes + _BELL_OVERHEAD)
         except EnvelopeError as exc:
             self.on_unreadable(str(exc))
             return
-        call.on_bell(bell)
+        if isinstance(bell, Ring):
+            call.on_ring(bell)
+        else:
+            call.on_bell(bell)
 
     def on_subscribed(self, channel: str) -> None:
         """A channel was acknowledged: what rang before is in the stream only."""
@@ -116,12 +116,12 @@ class Owner:
         for call in (*self._by_id.values(), *self._kept):
             if call.keys.tag in tags:
                 self._strangers[call] = None
-        self._wake_worker()
+        self._schedule.wake()
 
     def sweep_soon(self) -> None:
         """Redis may have missed us: look at every call at once instead of at the next sweep."""
         self._sweep_at = 0.0
-        self._wake_worker()
+        self._schedule.wake()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -139,6 +139,7 @@ class Owner:
             "delivered": self.delivered,
             "restored": self.restored,
             **asdict(self._inbox_counts),
+            **self.chronicler.counts,
         }
 
     # -- Agenda, for the calls
@@ -163,17 +164,13 @@ class Owner:
             if self._store.holds(call.keys.channel):
                 self.unheard_bells += 1
                 self._store.renew(call.keys.channel)
-        now = self._now()
-        due = protocol.due(now)
-        if due is None:
-            return
-        if due <= now:
-            self._ready[call] = None
-            self._wake_worker()
-        elif due < self._due.get(call, math.inf):
-            self._due[call] = due
-            heapq.heappush(self._later, (due, next(self._order), call))
-            self._wake_worker()
+        due = protocol.due(self._now())
+        if due is not None:
+            self._schedule.put(call, due)
+
+    def on_noted(self, call: OwnedCall) -> None:
+        """There may be something to write for those who watch."""
+        self.chronicler.on_changed(call)
 
     def on_unreadable(self, error: str) -> None:
         """A bell or message of another version, or no message at all: counted, and said once."""
@@ -212,7 +209,7 @@ class Owner:
 
     def _forget(self, call: OwnedCall) -> None:
         self._unended.pop(call, None)
-        self._ready.pop(call, None)
+        self._schedule.drop(call)
         if self._by_id.get(call.id) is call:
             del self._by_id[call.id]
         self._unregistered.discard(call)
@@ -230,7 +227,7 @@ class Owner:
         while True:
             batch = self._take_batch()
             if not batch:
-                await self._wait_for_work()
+                await self._schedule.wait(0.0 if self._strangers else self._sweep_at)
             elif await self._ask(batch):
                 backoff.reset()
             else:
@@ -246,23 +243,13 @@ class Owner:
         if now >= self._sweep_at:
             self._begin_sweep(now)
         self._introduce()
-        while self._later and self._later[0][0] <= now:
-            _, _, call = heapq.heappop(self._later)
-            self._due.pop(call, None)
-            self._ready[call] = None
-        batch = []
-        for call in list(islice(self._ready, _BATCH)):
-            del self._ready[call]
-            if steps := call.protocol.steps(now, wall):
-                batch.append((call, steps))
-        if self._ready:
-            self._wake_worker()
-        return batch
+        return [(call, steps) for call in self._schedule.take(now, _BATCH) if (steps := call.protocol.steps(now, wall))]
 
     def _introduce(self) -> None:
         for call in list(islice(self._strangers, _BATCH)):
             del self._strangers[call]
             call.protocol.on_new_server()
+            call.chronicle.on_new_server(self._now())
             self.on_changed(call)
 
     async def _ask(self, batch: list[tuple[OwnedCall, list[Step]]]) -> bool:
@@ -274,6 +261,9 @@ class Owner:
             before = call.protocol.restores
             messages = call.protocol.on_outcomes(steps, [next(answers) for _ in steps], now, wall)
             self.restored += call.protocol.restores - before
+            if (interest := call.protocol.interest) is not None:
+                call.protocol.interest = None
+                call.on_ring(interest)
             call.hand_over(messages)
             call.changed()
         return not all(isinstance(outcome, RegionUnreachable) for outcome in outcomes)
@@ -283,30 +273,6 @@ class Owner:
         self._sweep_at = now + self._settings.sweep_seconds
         for call in self._by_id.values():
             call.protocol.ask_refresh()
-            self._ready[call] = None
+            self._schedule.put(call, now)
         for call in [call for call, until in self._kept.items() if until <= now and call.protocol.is_kept_only]:
             del self._kept[call]
-
-    async def _wait_for_work(self) -> None:
-        if self._ready or self._strangers:
-            await asyncio.sleep(0)
-            return
-        next_at = min(self._sweep_at, self._later[0][0] if self._later else self._sweep_at)
-        waiter = asyncio.get_running_loop().create_future()
-        self._idle.append(waiter)
-        try:
-            async with asyncio.timeout(max(0.0, next_at - self._now())):
-                await waiter
-        except TimeoutError:
-            pass
-        finally:
-            if waiter in self._idle:
-                self._idle.remove(waiter)
-
-    def _wake_worker(self) -> None:
-        """One of them: for the others there is nothing to ask."""
-        while self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():  # else its time was over
-                waiter.set_result(None)
-                return

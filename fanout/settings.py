@@ -25,6 +25,16 @@ class BusSettings:
     read_max_bytes: int = 256 * KIB  # after which no further one is: what one read may hold up the loop
     memory_max: int = 1000  # what a call remembers for a new owner; the oldest is forgotten
     memory_max_bytes: int = 4 * MIB  # and its bytes, on the owner and in Redis
+    log_max: int = 1000  # events of a call that its log keeps, for who comes back; the oldest goes
+    log_max_bytes: int = 1 * MIB  # and their bytes, in Redis; a larger event is left out
+    log_pending_max: int = 1000  # events and sound of a call that wait for Redis on its owner; the newest is left out
+    log_pending_max_bytes: int = 4 * MIB  # and their bytes
+    sound_pending_max_bytes: int = 512 * KIB  # of which sound; the oldest goes
+    facts_max: int = 2000  # what is known of a call, by name; beyond it a new name is left out
+    facts_max_bytes: int = 4 * MIB  # and its bytes, on the owner and in Redis
+    flush_max_bytes: int = 256 * KIB  # after which a flush of a call takes no further event or fact
+    watches_max: int = 4096  # on this node: beyond it `BusFull`
+    watch_read_max: int = 32  # batches of a log that are read at once, and `read_max_bytes` of them
     outgoing_max: int = 4096  # messages under way from this node: beyond it `BusFull`
     outgoing_max_bytes: int = 64 * MIB  # and their bytes, in this node's memory
     holds_max: int = 20_000  # messages that have their end and are kept a while, in case Redis forgets it
@@ -37,6 +47,10 @@ class BusSettings:
     in_flight_seconds: float = 1.0  # how long an undelivered message keeps this node's next one to the call waiting
     repeat_seconds: float = 0.5  # first repeat of an unanswered publish; doubles up to repeat_max_seconds
     repeat_max_seconds: float = 5.0
+    flush_seconds: float = 0.02  # the least time between two flushes of a call's log
+    facts_seconds: float = 1.0  # how long facts wait for others, where no event takes them along
+    lease_seconds: float = 60.0  # how long a call's log is written for a node that watches, after it last said so
+    renew_seconds: float = 15.0  # how often it says so
     hold_seconds: float = 10.0  # how far Redis's replicas may lag without a message's being lost
     keep_seconds: float = 60.0  # how long a node can tell Redis again of a call that it had
 

@@ -77,25 +77,62 @@ class Room:
     live: int
     max_calls: int
 
+    def check(self) -> None:
+        """Refuse one more where there is no room.
 
-def admit(room: Room, query: Mapping[str, str], default_model: str | None) -> Wanted:
-    """Decide on a new call.
+        Raises:
+            Refused: 503.
+        """
+        if not self.accepting:
+            raise Refused(
+                503, "node_draining", "This node is shutting down: connect again.", kind="server_error", retry_after=1
+            )
+        if self.live >= self.max_calls:
+            text = f"This node holds {self.max_calls} calls, its limit: connect again."
+            raise Refused(503, "node_full", text, kind="server_error", retry_after=2)
+
+
+def admit(room: Room, query: Mapping[str, str], default_model: str | None, session_type: str | None = None) -> Wanted:
+    """Decide on a new call; ``session_type`` is what its client secret was made for.
 
     Raises:
         Refused: 400 for a query that names no model, 503 where there is no room.
     """
     if "call_id" in query:
-        text = "Attaching to a live call by call_id is not available in this version."
+        text = "Attach to a live call at /v1/realtime?call_id=…; this path begins new ones."
         raise Refused(400, "call_id_not_supported", text, param="call_id")
-    wanted = Wanted(query.get("model") or default_model, query.get("intent"))
+    intent = query.get("intent")
+    if intent is None and session_type == "transcription" and "model" not in query:
+        return _admitted(room, Wanted(None, session_type))
+    return _admitted(room, Wanted(query.get("model") or default_model, intent))
+
+
+def _admitted(room: Room, wanted: Wanted) -> Wanted:
     if not wanted.model and not wanted.intent:
         text = "Say which model: ?model=… (the default agent has none)."
         raise Refused(400, "missing_model", text, param="model")
-    if not room.accepting:
-        raise Refused(
-            503, "node_draining", "This node is shutting down: connect again.", kind="server_error", retry_after=1
-        )
-    if room.live >= room.max_calls:
-        text = f"This node holds {room.max_calls} calls, its limit: connect again."
-        raise Refused(503, "node_full", text, kind="server_error", retry_after=2)
+    room.check()
     return wanted
+
+
+class Attachment(NamedTuple):
+    """What a side leg asks for: the call, and whether it wants to hear it."""
+
+    call_id: str
+    audio: bool
+
+
+def attachment(query: Mapping[str, str]) -> Attachment:
+    """Read the query of a side leg.
+
+    Raises:
+        Refused: 400 if it asks for a new call as well, 422 for an unknown ``audio``.
+    """
+    for name in ("model", "intent"):
+        if name in query:
+            text = f"'call_id' attaches to a live call, {name!r} begins a new one: send one of them."
+            raise Refused(400, "contradictory_query", text, param=name)
+    audio = query.get("audio", "0")
+    if audio not in {"0", "1"}:
+        raise Refused(422, "invalid_value", "must be 0 or 1", param="audio")
+    return Attachment(query["call_id"], audio == "1")

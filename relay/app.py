@@ -20,11 +20,13 @@ from ops.looplag import LoopLag
 from ops.metrics import Metrics
 from ops.tasks import Supervisor
 from relay import handoff
-from relay.calls import Calls
+from relay.call import Services
+from relay.calls import Lives
 from relay.config import ConfigError, Settings
-from relay.core.endings import Why, ended
+from relay.core.endings import SideWhy, Why, ended
 from relay.http import Api
-from relay.session import Services
+from relay.session import Session
+from relay.sideband import SideLeg
 from relay.tally import Tally
 from relay.upstream import Upstream
 
@@ -58,10 +60,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         supervisor = await stack.enter_async_context(Supervisor.running())
         supervisor.start(lag.watch, name="loop_lag")
         bus = await stack.enter_async_context(Fanout.running(_bus(settings), clock=time.time))  # noqa: TID251  # the clock
-        calls = await stack.enter_async_context(Calls.running())
-        state = _State(settings, calls)
+        calls: Lives[Session] = await stack.enter_async_context(Lives.running())
+        side_legs: Lives[SideLeg] = await stack.enter_async_context(Lives.running())
+        state = _State(settings, calls, side_legs)
         services = Services(settings, upstream, bus, tally, time.time)  # noqa: TID251  # the clock
-        public = Api(services, calls, lambda: state.health.accepts_calls).make_app()
+        public = Api(services, calls, side_legs, lambda: state.health.accepts_calls).make_app()
         metrics = _metrics(state, tally, lag, supervisor, bus)
         ops = make_app(
             health=lambda: state.health, metrics=metrics, status=lambda: state.status(bus, lag), drain=state.drain
@@ -77,10 +80,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
 class _State:
     """The node's health and the order of its end: not ready, calls may finish, then 1012."""
 
-    def __init__(self, settings: Settings, calls: Calls) -> None:
+    def __init__(self, settings: Settings, calls: Lives[Session], side_legs: Lives[SideLeg]) -> None:
         self.health = Health.STARTING
         self._settings = settings
         self._calls = calls
+        self._side_legs = side_legs
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -91,6 +95,8 @@ class _State:
         if self.health is not Health.DRAINING:
             self.health = moved(self.health, Health.DRAINING)
             self._draining.set()
+            for leg in self._side_legs.all():  # they lose nothing: their backends attach elsewhere
+                leg.end(SideWhy.NODE_DRAINING)
             log.info("drain_started", node=self._settings.node, calls=len(self._calls))
 
     def hurry(self) -> None:
@@ -108,10 +114,13 @@ class _State:
     async def finish(self) -> None:
         """End what calls are left."""
         self.drain()
-        self._calls.end_all(ended(Why.NODE_DRAINING, "this node is shutting down: connect again"))
+        ending = ended(Why.NODE_DRAINING, "this node is shutting down: connect again")
+        for call in self._calls.all():
+            call.end(ending)
         try:
             async with asyncio.timeout(self._settings.close_seconds + _LAST_CLOSES_SECONDS):
                 await self._calls.wait_empty()
+                await self._side_legs.wait_empty()
         except TimeoutError:
             log.exception("calls_left", node=self._settings.node, calls=len(self._calls))
 
@@ -124,6 +133,7 @@ class _State:
             "version": release(),
             "state": self.health.value,
             "calls": {"live": len(self._calls), "max": settings.max_calls},
+            "side_legs": {"live": len(self._side_legs), "max": settings.max_calls},
             "loop_lag_seconds": {"largest": round(lag.largest, 6)},
             "bus": bus.status(),
         }
@@ -131,6 +141,10 @@ class _State:
     @property
     def live(self) -> int:
         return len(self._calls)
+
+    @property
+    def attached(self) -> int:
+        return len(self._side_legs)
 
 
 def release() -> str:
@@ -194,6 +208,14 @@ async def _listen(
 def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, bus: Fanout) -> Metrics:
     metrics = Metrics()
     metrics.gauge("relay_calls_live", "Calls on this node now.", lambda: state.live)
+    metrics.gauge("relay_side_legs_live", "Side legs on this node now.", lambda: state.attached)
+    metrics.counter("relay_side_legs_started_total", "Side legs that were admitted.", lambda: tally.side_legs)
+    metrics.counters(
+        "relay_side_legs_ended_total",
+        "Side legs that ended, by why.",
+        "why",
+        lambda: {why.label: number for why, number in tally.side_ended.items()},
+    )
     metrics.gauge("relay_ready", "1 while the node takes calls.", lambda: float(state.health.accepts_calls))
     metrics.counter("relay_calls_started_total", "Calls that were admitted.", lambda: tally.started)
     metrics.counters(

@@ -1,9 +1,10 @@
-"""The command line: ``relay serve``, ``relay demo``, ``relay cert``, ``relay token``."""
+"""The command line: ``relay serve``, ``demo``, ``cert``, ``token``, and those of ``relay/shell.py`` for live calls."""
 
 import argparse
 import asyncio
 import fcntl
 import gc
+import io
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from ops import logs
-from relay import demo, handoff
+from relay import demo, handoff, shell
 from relay.app import running
 from relay.children import write_ready_file
 from relay.config import ConfigError, Settings
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token.add_argument("--scope", action="append", choices=sorted(SCOPES), help="repeatable; default: call")
     token.add_argument("--seconds", type=int, default=3600, help="how long it is good for")
     token.add_argument("--agent", default="default")
+    shell.add_commands(commands)
     given = parser.parse_args(arguments)
     try:
         match given.command:
@@ -60,13 +62,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return uvloop.run(demo.run(given))
             case "cert":
                 return _cert(given.folder, given.host)
-            case _:
+            case "token":
                 return _token(given)
+            case _:
+                return _shell(given)
     except ConfigError as error:
         print(f"relay: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _shell(given: argparse.Namespace) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a person may say what the terminal cannot show
+    try:
+        return uvloop.run(shell.run(given, os.environ, time.time))
+    except BrokenPipeError:  # whoever read it has enough, as in `relay watch CALL | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        return 1
 
 
 async def _serve(settings: Settings, ready_file: Path | None) -> int:

@@ -234,6 +234,7 @@ class Settings:
     max_browser_message_bytes: int
     hold_bytes: int
     write_buffer_bytes: int
+    side_buffer_bytes: int
     socket_buffer_bytes: int
     dial_seconds: float
     register_seconds: float
@@ -285,6 +286,7 @@ class Settings:
             max_browser_message_bytes=read(env, "RELAY_MAX_BROWSER_MESSAGE_BYTES", count, 1 * MIB),
             hold_bytes=read(env, "RELAY_HOLD_BYTES", count, 1 * MIB),
             write_buffer_bytes=read(env, "RELAY_WRITE_BUFFER_BYTES", count, 128 * KIB),
+            side_buffer_bytes=read(env, "RELAY_SIDE_BUFFER_BYTES", count, 4 * MIB),
             socket_buffer_bytes=read(env, "RELAY_SOCKET_BUFFER_BYTES", count, 64 * KIB),
             dial_seconds=read(env, "RELAY_DIAL_SECONDS", positive, 10.0),
             register_seconds=read(env, "RELAY_REGISTER_SECONDS", positive, 1.0),

@@ -299,6 +299,15 @@ def _greet(
     for node in nodes:
         print(f"  {node['name']:<{width}}  {node['url']}/   operations: {node['ops_url']}/status")
     print(f"\nModel: {upstream or 'OpenAI'} ({plan.model}). Logs: {plan.folder}")
+    variables = {"RELAY_URL": nodes[0]["url"], "RELAY_TOKEN": tokens["backend"]}
+    if plan.scheme == "https":
+        variables["SSL_CERT_FILE"] = plan.folder / "cert.pem"
+    print(
+        "\nOr watch and steer the calls from another terminal, in this folder:\n\n"
+        f"  export {' '.join(f'{name}={value}' for name, value in variables.items())}\n"
+        f"  {_relay_command()} calls\n\n"
+        "and likewise `watch CALL_ID`, `say CALL_ID 'Lunch is ready.' --respond`, `why CALL_ID`, `hangup CALL_ID`."
+    )
     other = nodes[1 % len(nodes)]
     flags = "-sk" if plan.scheme == "https" else "-s"
     item = {
@@ -315,3 +324,12 @@ def _greet(
         "\nCtrl-C ends it.",
         flush=True,
     )
+
+
+def _relay_command() -> str:
+    """How a person calls what runs here: the installed command, or this Python, which may be that of `make demo`."""
+    python = Path(sys.executable)
+    if shutil.which("relay") == str(python.with_name("relay")):
+        return "relay"
+    near = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return f"{near} -m relay"

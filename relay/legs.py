@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from relay.core.bridge import Side
+from relay.core.actions import Side
 from relay.core.frames import NO_STATUS, Assembler, Close, Opcode, Violation, checked_text, close_body, parse_close
 
 _TEXT: Final = WSMsgType.TEXT
@@ -65,6 +65,8 @@ class Leg(WSListener):
         "closed",
         "closing",
         "frames_in",
+        "handled_bytes",
+        "handled_frames",
         "largest_buffer",
         "side",
         "transport",
@@ -107,6 +109,7 @@ class Leg(WSListener):
         self.closing = False
         self.closed = asyncio.get_running_loop().create_future()
         self.frames_in = self.bytes_in = 0
+        self.handled_frames = self.handled_bytes = 0  # of these, what did not go straight on
         self.largest_buffer = 0
 
     # From picows
@@ -136,6 +139,8 @@ class Leg(WSListener):
                 if forward is not None and payload.isascii() and self._is_plain(payload):
                     forward(_TEXT, payload)
                 elif not self.closing:
+                    self.handled_frames += 1
+                    self.handled_bytes += len(payload)
                     self._on_text(checked_text(payload))
             else:
                 self._on_other_frame(kind, frame)
@@ -149,6 +154,8 @@ class Leg(WSListener):
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
         payload = frame.get_payload_as_bytes()
         self.bytes_in += len(payload)
+        self.handled_frames += 1
+        self.handled_bytes += len(payload)
         reserved = frame.rsv1 or frame.rsv2 or frame.rsv3
         if kind is WSMsgType.CLOSE:
             if reserved:
@@ -229,9 +236,17 @@ class Leg(WSListener):
         if not self.closing:
             self._transport.send(_TEXT if kind is Opcode.TEXT else _BINARY, payload)
 
-    def feed(self, peer: "Leg | None") -> None:
-        """Send plain messages straight on to the peer from now on; None: give them to ``on_text`` again."""
-        self._forward = peer._transport.send if peer is not None and not peer.closing else None
+    def feed(self, peer: "Leg | None", tap: Callable[[bytes], None] | None = None) -> None:
+        """Send plain messages straight on to the peer from now on; None: give them to ``on_text`` again.
+
+        ``tap`` gets each of them too, after the peer.
+        """
+        if peer is None or peer.closing:
+            self._forward = None
+        elif tap is None:
+            self._forward = peer._transport.send
+        else:
+            self._forward = _tapped(peer._transport.send, tap)
 
     def ping(self) -> None:
         """Send a ping, unless bytes are waiting already: they ask the same."""
@@ -305,3 +320,13 @@ class Leg(WSListener):
         """There will be no connection: nothing is left to wait for."""
         if self.transport is None:
             self._let_go()
+
+
+def _tapped(
+    send: Callable[[WSMsgType, bytes], None], tap: Callable[[bytes], None]
+) -> Callable[[WSMsgType, bytes], None]:
+    def forward(kind: WSMsgType, payload: bytes) -> None:
+        send(kind, payload)
+        tap(payload)
+
+    return forward

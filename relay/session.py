@@ -7,56 +7,44 @@ plain audio (``Leg.feed``); everything else comes here from the read callbacks.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from collections.abc import Iterable
+from functools import partial
+from typing import Final, assert_never
 
-import msgspec
 import structlog
 
-from fanout import CallRecord, Fanout, Message, OwnedCall, Status, Tombstone
-from relay.config import Agent, Settings
-from relay.core import realtime
-from relay.core.bridge import Action, Bridge, Complaint, End, Pause, Phase, Resume, Rules, Send, Side, opening_update
+from fanout import CallEnded, CallTaken, Message, OwnedCall, Status
+from relay.call import Request, Services, log_end
+from relay.core import messages, realtime
+from relay.core.actions import (
+    Action,
+    Complaint,
+    End,
+    Log,
+    Note,
+    Passed,
+    Pause,
+    Resume,
+    Send,
+    Side,
+    Sound,
+)
+from relay.core.bridge import Bridge, Phase, Rules
+from relay.core.conversation import opening_update
 from relay.core.endings import Ending, Why, client_broke_protocol, client_closed, ended, model_closed
 from relay.core.frames import Close, Opcode, Violation
-from relay.core.injection import Injection, Settled
-from relay.core.liveness import Liveness, Pulse
+from relay.core.messages import Settled
 from relay.legs import Leg
-from relay.tally import Tally
-from relay.upstream import DialError, Target, Upstream
+from relay.upstream import DialError
+from relay.watchdog import Watchdog
 
-_TICKS: Final = 6  # looks at a leg within its shortest limit
 _BUG: Final = "internal error of the relay"
 _LOGGED_TEXT: Final = 300  # characters
+_LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
+_ALARM_SECONDS: Final = 0.01  # between looks at the gate that no event asks for
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a node's calls share."""
-
-    settings: Settings
-    upstream: Upstream
-    bus: Fanout
-    tally: Tally
-    wall: Callable[[], float]  # seconds since the epoch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A call as it was admitted."""
-
-    call_id: str
-    tenant: str
-    agent: Agent
-    target: Target
-    max_message: int
-    voice: bool = False  # /voice: the agent's session is set up for the client, which may send raw PCM
-    binary_audio: bool = False
-    relay_events: bool = False  # the client selected relay.events.v1
 
 
 class Session:
@@ -73,24 +61,26 @@ class Session:
             apply_seconds=settings.apply_seconds,
             binary_client=request.voice,
             binary_audio=request.binary_audio,
+            told_to_clear=request.voice or request.relay_events,
         )
-        self._bridge = Bridge(rules, _event_id)
         limits = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
         plain = realtime.is_whole_append
         self.client = Leg(Side.CLIENT, self, self._on_client_text, plain, max_message=request.max_message, **limits)
         most, plain = settings.max_message_bytes, realtime.is_audio_delta
         self._model = Leg(Side.MODEL, self, self._on_model_text, plain, max_message=most, **limits)
+        self._bridge = Bridge(rules, _event_id, partial(_passed, self.client, self._model))
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._owned: OwnedCall | None = None
-        self._injected: dict[str, tuple[float, bytes]] = {}  # by message: when, and the item as the model gets it
+        self._injected: dict[
+            str, tuple[float, bytes | None]
+        ] = {}  # by message: when, and its item as the model gets it
         self._started = services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None
         self._counted = (0, 0, 0, 0)
         self._held: set[Side] = set()  # legs paused by the bridge
-        self._tick_seconds = min(settings.stall_seconds, settings.ping_seconds, settings.pong_seconds) / _TICKS
-        self._ticker: asyncio.TimerHandle | None = None
-        self._lives: dict[Side, Liveness] = {}
+        self._watchdog = Watchdog(settings, self)
+        self._alarm: asyncio.TimerHandle | None = None  # when the gate has something to do though nothing happens
 
     @property
     def call_id(self) -> str:
@@ -102,19 +92,24 @@ class Session:
     async def run(self) -> None:
         """Live the call from the upgrade to the tombstone; returns when nothing of it is left on this node."""
         self._services.tally.started += 1
-        self._watch(Side.CLIENT)
-        self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
+        self._watchdog.watch(self.client, self._started_at)
+        self._watchdog.start()
         try:
-            self._owned = self._services.bus.own(self._record(), self._deliver)
+            record = self._request.record(self._services.settings, self._started)
+            self._owned = self._services.bus.own(record, self._deliver)
+            self._owned.on_interest = self._on_interest
             await self._live(self._owned)
             await self._close_legs(self._ending.result())
+            await self._close_log(self._owned)
         finally:  # also when we are cancelled
             self._fail(Why.NODE_FAILED, _BUG)  # a no-op unless the bus would not have the call
             self._model.abort()
             self.client.abort()
             if self._owned is not None:
-                self._owned.end(self._tombstone(self._ending.result()))
-                self._owned = None  # it refers back
+                settings, now = self._services.settings, self._services.wall()
+                self._owned.on_interest = None  # it refers back, as the call does
+                self._owned.end(self._request.tombstone(settings, self._ending.result(), self._started, now))
+                self._owned = None
 
     async def _live(self, owned: OwnedCall) -> None:
         try:
@@ -142,22 +137,40 @@ class Session:
             return
         self._connect_seconds = self._loop.time() - self._started_at
         services.tally.connect.observe(self._connect_seconds)
-        self._watch(Side.MODEL)
-        session = dict(self._request.agent.session) if self._request.voice else {}
-        self._act(self._bridge.on_model_opened(opening_update(session) if session else None))
+        self._watchdog.watch(self._model, self._loop.time())
+        session = dict(self._request.opening)
+        self._act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
         try:
             async with asyncio.timeout(services.settings.register_seconds):
                 await owned.wait_registered()
         except TimeoutError:  # the bus is away: the call goes on, and is registered when it is back
             services.tally.unregistered += 1
+        except (CallTaken, CallEnded):  # two clients came with one call id: the other was first
+            return  # _yield_when_lost says so
         if self._ending.done():
             return
         self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
         if self._bridge.phase is not Phase.OPEN:
             return
-        self.client.feed(self._model)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Let plain audio go straight from leg to leg, past those who listen to the call."""
+        tap = self._owned.sound if self._bridge.heard and self._owned is not None else None
+        self.client.feed(self._model, tap)
         if not self._request.binary_audio:
-            self._model.feed(self.client)
+            self._model.feed(self.client, tap)
+
+    def _on_interest(self) -> None:
+        """Somebody begins to watch or to listen, or nobody does any more."""
+        owned, bridge = self._owned, self._bridge
+        if owned is None:
+            return
+        bridge.conversation.watched = owned.is_watched
+        if owned.is_heard != bridge.heard:
+            bridge.heard = owned.is_heard
+            if bridge.phase is Phase.OPEN and not self._ending.done():
+                self._feed()
 
     async def _yield_when_lost(self, owned: OwnedCall) -> None:
         """Only a claim with a higher epoch, seen in the home Redis, ends a call from the bus's side."""
@@ -194,59 +207,24 @@ class Session:
                 await self._model.closed
                 await self.client.closed
 
+    async def _close_log(self, owned: OwnedCall) -> None:
+        """Let those who watch have the last events before they hear that the call is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOG_SECONDS):
+                await owned.wait_logged()
+
     def _account(self, ending: Ending) -> None:
         """Count the end and write the call's one log line."""
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
+        self._watchdog.stop()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         self._count()
         tally, seconds = self._services.tally, self._loop.time() - self._started_at
         tally.ended[ending.why] += 1
         tally.duration.observe(seconds)
-        connected = self._connect_seconds
-        self._log.info(
-            "call_ended",
-            why=ending.why.label,
-            fault=ending.why.fault,
-            close_code=ending.close.code,
-            model_close_code=ending.model_code,
-            tenant=self._request.tenant,
-            agent=self._request.agent.name,
-            seconds=round(seconds, 3),
-            connect_seconds=round(connected, 4) if connected is not None else None,
-            client_frames=self.client.frames_in,
-            client_bytes=self.client.bytes_in,
-            model_frames=self._model.frames_in,
-            model_bytes=self._model.bytes_in,
-            largest_buffer=max(self.client.largest_buffer, self._model.largest_buffer),
-        )
-
-    def _tombstone(self, ending: Ending) -> Tombstone:
-        request, settings = self._request, self._services.settings
-        return Tombstone(
-            id=request.call_id,
-            tenant=request.tenant,
-            node=settings.node,
-            region=settings.region,
-            started_at=self._started,
-            ended_at=self._services.wall(),
-            why=ending.why.label,
-            fault=ending.why.fault,
-            close_code=ending.close.code,
-            upstream_close_code=ending.model_code,
-        )
-
-    def _record(self) -> CallRecord:
-        request, settings = self._request, self._services.settings
-        return CallRecord(
-            id=request.call_id,
-            tenant=request.tenant,
-            node=settings.node,
-            region=settings.region,
-            agent=request.agent.name,
-            model=request.target.model or "",
-            started_at=self._started,
-        )
+        legs, connected = (self.client, self._model), self._connect_seconds
+        log_end(self._log, self._request, ending, legs, seconds=seconds, connect_seconds=connected)
 
     def _started_event(self) -> bytes | None:
         if not self._request.relay_events:
@@ -258,7 +236,7 @@ class Session:
     # Messages of the legs, called from the read callbacks
 
     def _on_client_text(self, message: bytes) -> None:
-        self._act(self._bridge.on_client_text(message))
+        self._act(self._bridge.on_client_text(message, self._loop.time()))
         self._guard()
 
     def _on_model_text(self, message: bytes) -> None:
@@ -313,15 +291,19 @@ class Session:
 
     def _deliver(self, message: Message) -> None:
         """Take a message from the inbox; called by the bus on the event loop, in order."""
-        try:
-            item, response = _fields(message)
-        except (msgspec.DecodeError, TypeError, RecursionError):
-            error = {"code": "malformed_message", "message": "The message could not be read by the call's node."}
-            self._settle(Settled(message.id, message.item_id, "rejected", error))
+        if message.kind == "hangup":
+            self._settle(Settled(message.id, message.item_id, "applied"))
+            self.end(ended(Why.HUNG_UP, "hung up"))
             return
-        now = self._loop.time()
-        self._injected[message.id] = (now, realtime.encode(item))
-        injection = Injection(message.id, message.item_id, item, response, message.expires_at)
+        try:
+            injection = messages.read(message)
+        except ValueError:
+            text = "The message could not be read by the call's node."
+            self._settle(Settled(message.id, message.item_id, "rejected", messages.error("malformed_message", text)))
+            return
+        now, item = self._loop.time(), injection.item
+        remembered = realtime.encode(item) if item is not None else None
+        self._injected[message.id] = (now, remembered)
         self._act(self._bridge.inject(injection, now, self._services.wall()))
 
     def _settle(self, settled: Settled) -> None:
@@ -339,10 +321,20 @@ class Session:
     # Carrying out
 
     def _act(self, actions: Iterable[Action]) -> None:
+        owned = self._owned
         for action in actions:
             match action:
                 case Send(side, payload, kind):
                     self._leg(side).send(payload, kind)
+                case Log(event):
+                    if owned is not None:
+                        owned.log(event)
+                case Sound(event):
+                    if owned is not None:
+                        owned.sound(event)
+                case Note(name, value):
+                    if owned is not None:
+                        owned.note(name, value)
                 case Settled():
                     self._settle(action)
                 case Complaint(code, text):
@@ -355,6 +347,25 @@ class Session:
                     self.end(ending, error)
                 case _:
                     assert_never(action)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Look again when a turn is over, a deadline passes or an answer is overdue."""
+        now = self._loop.time()
+        due = self._bridge.due(now, self._services.wall()) if not self._ending.done() else None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if due is not None:
+            self._alarm = self._loop.call_at(max(due, now + _ALARM_SECONDS), self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        if self._ending.done():
+            return
+        try:
+            self._act(self._bridge.on_tick(self._loop.time(), self._services.wall()))
+        except Exception as error:  # noqa: BLE001  # as in _tick
+            self.on_leg_failed(Side.MODEL, error)
 
     def _hold(self, side: Side, held: bool) -> None:
         """Pause a leg because what it sent is held, once however often the bridge asks."""
@@ -377,14 +388,16 @@ class Session:
         if self.client.blocked and self.client.buffered() > most:
             self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
 
-    def _stalled(self, side: Side) -> None:
+    def on_stalled(self, side: Side) -> None:
+        """A peer took no byte for too long."""
         seconds = self._services.settings.stall_seconds
         if side is Side.CLIENT:
             self.end(ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s"))
         else:
             self._fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
 
-    def _silent(self, side: Side) -> None:
+    def on_silent(self, side: Side) -> None:
+        """A peer answered no ping."""
         if side is Side.CLIENT:
             self.end(ended(Why.CLIENT_SILENT, "the client answered no ping"))
         else:
@@ -393,39 +406,10 @@ class Session:
     def _leg(self, side: Side) -> Leg:
         return self.client if side is Side.CLIENT else self._model
 
-    def _watch(self, side: Side) -> None:
-        settings = self._services.settings
-        self._lives[side] = Liveness(
-            stall_seconds=settings.stall_seconds,
-            ping_seconds=settings.ping_seconds,
-            pong_seconds=settings.pong_seconds,
-            now=self._loop.time(),
-        )
-
-    def _tick(self) -> None:
-        if self._ending.done():
-            return
-        self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
-        try:
-            self._look()
-        except Exception as error:  # noqa: BLE001  # a call whose clocks are broken must not live on without them
-            self.on_leg_failed(Side.CLIENT, error)
-
-    def _look(self) -> None:
+    def on_look(self) -> None:
+        """What has no event of its own to wake it."""
         self._count()
-        now = self._loop.time()
-        for side, life in self._lives.items():
-            leg = self._leg(side)
-            leg.buffered()  # notes the largest
-            taken = leg.taken() if leg.blocked else 0
-            match life.look(now, received=leg.frames_in, reading=leg.reading, blocked=leg.blocked, taken=taken):
-                case Pulse.PING:
-                    leg.ping()
-                case Pulse.STALLED:
-                    self._stalled(side)
-                case Pulse.SILENT:
-                    self._silent(side)
-        self._act(self._bridge.on_tick(now, self._services.wall()))
+        self._on_alarm()
 
     def _count(self) -> None:
         """Add what the legs counted since last time to the node's tally."""
@@ -438,12 +422,13 @@ class Session:
         tally.bytes["model"] += now[3] - before[3]
 
 
-def _fields(message: Message) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Decode a message's item, with its id, and its response.create fields."""
-    item: dict[str, Any] = {**msgspec.json.decode(message.item), "id": message.item_id}
-    if message.response is False:
-        return item, None
-    return item, dict(msgspec.json.decode(message.response)) if isinstance(message.response, bytes) else {}
+def _passed(client: Leg, model: Leg) -> Passed:
+    """Count what went straight from leg to leg."""
+    return Passed(
+        client.frames_in - client.handled_frames,
+        model.frames_in - model.handled_frames,
+        model.bytes_in - model.handled_bytes,
+    )
 
 
 def _event_id() -> str:

@@ -6,7 +6,7 @@ An increment costs tens of nanoseconds; a metric library's labelled child costs 
 from bisect import bisect_left
 from typing import Final
 
-from relay.core.endings import Why
+from relay.core.endings import SideWhy, Why
 
 CONNECT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 DURATION_BUCKETS: Final = (1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
@@ -35,6 +35,8 @@ class Tally:
     def __init__(self) -> None:
         self.started = 0
         self.ended: dict[Why, int] = dict.fromkeys(Why, 0)
+        self.side_legs = 0  # started
+        self.side_ended: dict[SideWhy, int] = dict.fromkeys(SideWhy, 0)
         self.refused: dict[int, int] = dict.fromkeys((400, 401, 403, 404, 409, 410, 413, 422, 426, 429, 500, 503), 0)
         self.frames = {"client": 0, "model": 0}  # received, by leg
         self.bytes = {"client": 0, "model": 0}

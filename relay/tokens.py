@@ -27,6 +27,7 @@ class Claims:
     plan: str | None = None
     call: str | None = None
     jti: str | None = None
+    session: bool = False  # the call was reserved with a session of its own
     browser: bool = field(default=False)  # a client token: tighter limits
 
 
@@ -86,6 +87,8 @@ def _claims(payload: dict[str, Any], browser: bool) -> Claims:
     for name in ("agent", "plan", "call", "jti"):
         if not isinstance(payload.get(name, ""), str):
             raise BadToken(f"The token's {name!r} must be a string.")
+    if not isinstance(payload.get("session", False), bool):
+        raise BadToken("The token's 'session' must be true or false.")
     return Claims(
         tenant=tenant,
         scope=frozenset(scope),
@@ -93,11 +96,26 @@ def _claims(payload: dict[str, Any], browser: bool) -> Claims:
         plan=payload.get("plan"),
         call=payload.get("call"),
         jti=payload.get("jti"),
+        session=payload.get("session", False),
         browser=browser,
     )
 
 
-def mint(secret: str, *, tenant: str, scope: Sequence[str], expires_at: float, **claims: str) -> str:
-    """Sign a token. ``expires_at`` is in seconds since the epoch; ``claims`` may be agent, plan, call and jti."""
-    payload = {"tenant": tenant, "scope": list(scope), "exp": int(expires_at), **claims}
+def mint(
+    secret: str, *, tenant: str, scope: Sequence[str], expires_at: float, session: bool = False, **claims: str | None
+) -> str:
+    """Sign a token.
+
+    Args:
+        secret: one that the nodes know.
+        tenant: whose calls it is for.
+        scope: some of ``SCOPES``.
+        expires_at: seconds since the epoch.
+        session: whether its call was reserved with a session of its own.
+        claims: agent, plan, call and jti; None leaves one out.
+    """
+    payload: dict[str, Any] = {"tenant": tenant, "scope": list(scope), "exp": int(expires_at)}
+    payload |= {name: value for name, value in claims.items() if value is not None}
+    if session:
+        payload["session"] = True
     return jwt.encode(payload, secret, algorithm="HS256")

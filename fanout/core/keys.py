@@ -20,6 +20,11 @@ class CallKeys:
     settled: str  # list of messages by the time of their end, so that receipts can be forgotten
     index: str  # sorted set of the tenant's live calls in this partition
     channel: str  # the doorbell
+    log: str  # stream: the call's events, in batches, for who watches
+    facts: str  # hash by name: what is known of the call now
+    watchers: str  # hash by node: until when it watches
+    feed: str  # channel: what goes into the log
+    sound: str  # channel: the same, and audio between it
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -34,6 +39,11 @@ class CallKeys:
             self.settled,
             self.index,
             self.channel,
+            self.log,
+            self.facts,
+            self.watchers,
+            self.feed,
+            self.sound,
         )
 
 
@@ -58,6 +68,11 @@ class Keys:
             settled=f"{self._stem(tag)}:settled:{call_id}",
             index=self.index(tag, home_of(call_id) or "", tenant),
             channel=f"{self._stem(tag)}:bell:{call_id}",
+            log=f"{self._stem(tag)}:log:{call_id}",
+            facts=f"{self._stem(tag)}:facts:{call_id}",
+            watchers=f"{self._stem(tag)}:watchers:{call_id}",
+            feed=f"{self._stem(tag)}:feed:{call_id}",
+            sound=f"{self._stem(tag)}:sound:{call_id}",
         )
 
     def generation(self, tag: str) -> str:

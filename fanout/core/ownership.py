@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from fanout.core.envelope import Ring
 from fanout.core.inbox import Entry, Inbox, InboxCounts, Position, ReadTicket
 from fanout.core.keys import CallKeys
 from fanout.core.memory import Memory
@@ -75,6 +76,7 @@ class Ownership:
         self.tombstone: Tombstone | None = None  # ours, or the one found in Redis
         self.refusal = ""  # why a take-over came to nothing: absent, changed, fenced, ended
         self.is_bell_unheard = False  # Redis says that nobody listens; to be cleared by who renews the subscription
+        self.interest: Ring | None = None  # in the call's log, as Redis said last; to be cleared by who acts on it
         self.restores = 0
         self._scripts = scripts
         self._new_claim = new_claim
@@ -313,6 +315,7 @@ class Ownership:
                 self._lose(word)
 
     def _on_claimed(self, mode: str, outcome: list[Any]) -> None:
+        self.interest = Ring(outcome[2], outcome[3])
         if mode == "restore":
             self._restore = False
             self.restores += 1
@@ -320,7 +323,7 @@ class Ownership:
             return
         self.epoch = int(outcome[1])
         if mode == "take":
-            self.memory.restore(int(outcome[2]), outcome[3])
+            self.memory.restore(int(outcome[4]), outcome[5])
         if self.phase is Phase.CLAIMING:
             self.phase = Phase.HELD
         self.inbox.ask_read()
@@ -360,6 +363,7 @@ class Ownership:
                 self._refresh = False
                 self.inbox.on_last_entry(Position(outcome[1].decode(), outcome[2].decode()))
                 self.is_bell_unheard = outcome[3] == 0
+                self.interest = Ring(outcome[4], outcome[5])
             case "tell":
                 self.inbox.on_told(step.about)
             case _ if self._asked_server != self._server_changes:

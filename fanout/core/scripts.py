@@ -1,8 +1,8 @@
 """Calls of the scripts in fanout/lua, each with keys and arguments in the order that its Lua file states. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fanout.core.envelope import Envelope
+from fanout.core.envelope import Batch, Envelope
 from fanout.core.keys import CallKeys, Keys
 from fanout.core.partitions import tag_of
 from fanout.core.records import pack_call, pack_error, pack_reached, pack_receipt, pack_tombstone
@@ -128,11 +128,50 @@ class Scripts:
             ),
         )
 
+    def log(
+        self,
+        keys: CallKeys,
+        epoch: int,
+        claim: str,
+        *,
+        batch: Batch | None,
+        lowest: str,
+        sound: Batch | None,
+        facts: Mapping[str, bytes | None],
+    ) -> Run:
+        """Write a batch of the log, its sound, and facts; `lowest` is the oldest position to keep, a fact None goes."""
+        kept = [(name, value) for name, value in facts.items() if value is not None]
+        return self._run(
+            "log",
+            keys,
+            (
+                *(epoch, claim, self._ttl_ms),
+                *((batch.id, batch.pack(), lowest) if batch else ("", "", "")),
+                sound.pack() if sound else "",
+                len(kept),
+                *(part for fact in kept for part in fact),
+                *(name for name, value in facts.items() if value is None),
+            ),
+        )
+
+    # -- watching
+
+    def watch(self, keys: CallKeys, tenant: str, *, sound: bool, after: str = "") -> Run:
+        """Say that this node watches, for `lease_seconds`; read the log after a position, which must be one."""
+        settings = self.settings
+        lease_ms = int(settings.lease_seconds * 1000)
+        args = (tenant, settings.node, lease_ms, int(sound), after, settings.watch_read_max, settings.read_max_bytes)
+        return self._run("watch", keys, args)
+
+    def facts(self, keys: CallKeys, tenant: str) -> Run:
+        """What is known of a call."""
+        return self._run("facts", keys, (tenant,))
+
     # -- looking
 
-    def reserve(self, keys: CallKeys, tenant: str, seconds: float) -> Run:
-        """Hold a call id."""
-        return self._run("reserve", keys, (tenant, int(seconds * 1000)))
+    def reserve(self, keys: CallKeys, tenant: str, seconds: float, session: bytes = b"") -> Run:
+        """Hold a call id, and something for the client that it is held for."""
+        return self._run("reserve", keys, (tenant, int(seconds * 1000), session))
 
     def lookup(self, keys: CallKeys, tenant: str, message_id: str = "") -> Run:
         """A call, and one of its messages."""

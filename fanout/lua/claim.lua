@@ -1,8 +1,9 @@
 -- Write a call's record: for a new call, for an owner that found it missing or lower, or to take the call over.
 -- ARGS: 1 fresh, restore or take, 2 claim, 3 epoch (restore), 4 and 5 epoch and claim expected to be replaced (take),
 --       6 latest time in ms, 7 call id, 8 tenant, 9 state, 10 record, 11 start (seconds), 12 ttl in ms
--- Returns held (epoch; of a take-over also the entries ever remembered, and the memory), fenced (epoch),
--- ended (tombstone), absent, unknown, settling (ms left), late (Redis's time in ms) or changed (epoch, claim).
+-- Returns held (epoch, ms left of the longest lease of a watcher, and of one that wants sound; of a take-over also the
+-- entries ever remembered, and the memory), fenced (epoch), ended (tombstone), absent, unknown, settling (ms left),
+-- late (Redis's time in ms) or changed (epoch, claim).
 local mode, claim, tenant = ARGS[1], ARGS[2], ARGS[8]
 local ended = redis.call('HMGET', TOMBSTONE, 'tenant', 'record')
 if ended[1] then
@@ -33,8 +34,13 @@ else
   epoch = math.max(NOW_MS, tonumber(held[1]) + 1)
 end
 redis.call('HSET', CALL, 'epoch', digits(epoch), 'claim', claim, 'tenant', tenant, 'state', ARGS[9], 'record', ARGS[10])
+redis.call('HDEL', CALL, 'session') -- of the reservation, which this call was
 redis.call('ZADD', INDEX, ARGS[11], ARGS[7])
-for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX}) do redis.call('PEXPIRE', key, ARGS[12]) end
-if mode ~= 'take' then return {'held', digits(epoch)} end
+for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX, LOG, FACTS}) do
+  redis.call('PEXPIRE', key, ARGS[12])
+end
+local events_left, sound_left = interest()
+if mode ~= 'take' then return {'held', digits(epoch), events_left, sound_left} end
 -- In the same step: an owner that had the claim without the memory could lose it to a Redis that comes back empty.
-return {'held', digits(epoch), redis.call('HGET', CALL, 'memory_at') or '0', redis.call('LRANGE', MEMORY, 0, -1)}
+local memory_at, memory = redis.call('HGET', CALL, 'memory_at') or '0', redis.call('LRANGE', MEMORY, 0, -1)
+return {'held', digits(epoch), events_left, sound_left, memory_at, memory}

@@ -1,11 +1,13 @@
 -- What every script of the bus shares; put before each of them. A script touches the keys of one hash tag only.
 -- KEYS[1]: the partition's generation. ARGV: 1 run id of this server, 2 settling in ms, 3 rewriting in ms.
 -- KEYS of a call, in the scripts that have one: 2 call, 3 inbox, 4 receipts, 5 tombstone, 6 memory, 7 settled, 8 index,
--- 9 bell channel. Channels in a receipt's `tell` carry the same tag, but are not declared.
+-- 9 bell channel, 10 log, 11 facts, 12 watchers, 13 feed channel, 14 sound channel. Channels in a receipt's `tell` carry
+-- the same tag, but are not declared.
 -- Every answer is a list whose first element says how it went; every script may be repeated.
 local VERSION = 1
 local RANK = {accepted = 0, delivered = 1, applied = 2, answered = 3, failed = 3, expired = 3, rejected = 3}
 local GENERATION, CALL, INBOX, RECEIPTS, TOMBSTONE, MEMORY, SETTLED, INDEX, BELL = unpack(KEYS)
+local LOG, FACTS, WATCHERS, FEED, SOUND = unpack(KEYS, 10)
 local ARGS = {unpack(ARGV, 4)}
 
 local TIME = redis.call('TIME')
@@ -56,6 +58,18 @@ end
 
 local function is_terminal(receipt)
   return RANK[receipt.status] == 3 or (receipt.status == 'applied' and not receipt.wants_response)
+end
+
+-- How many milliseconds from now the longest lease of a watcher lasts, and the longest of one that wants sound; 0 for
+-- none. A lease is the two moments at which a node's interest ends; one that is over is removed.
+local function interest()
+  local leases, events_until, sound_until = redis.call('HGETALL', WATCHERS), NOW_MS, NOW_MS
+  for place = 1, #leases, 2 do
+    local events, sound = string.match(leases[place + 1], '^(%d+) (%d+)$')
+    if tonumber(events) <= NOW_MS then redis.call('HDEL', WATCHERS, leases[place]) end
+    events_until, sound_until = math.max(events_until, tonumber(events)), math.max(sound_until, tonumber(sound))
+  end
+  return events_until - NOW_MS, sound_until - NOW_MS
 end
 
 -- The call's inbox needs this message no more.

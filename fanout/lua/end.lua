@@ -1,4 +1,5 @@
--- End a call: tombstone, a terminal receipt for every message that has none, and the keys of the living go.
+-- End a call: tombstone, a terminal receipt for every message that has none, and the keys of the living go. Log and facts
+-- stay as long as the tombstone; who watches is told.
 -- ARGS: 1 epoch, 2 claim, 3 call id, 4 tenant, 5 tombstone, 6 error (JSON), 7 node, 8 region, 9 tombstone ttl in ms
 -- Returns held, settling (ms left), fenced (epoch) or ended (another tombstone).
 local answer = fence(ARGS[1], ARGS[2])
@@ -19,8 +20,11 @@ for _, entry in ipairs(redis.call('XRANGE', INBOX, '-', '+')) do
     save(ARGS[3], message_id, receipt, ARGS[9])
   end
 end
-redis.call('DEL', CALL, INBOX, MEMORY)
+redis.call('DEL', CALL, INBOX, MEMORY, WATCHERS)
 redis.call('ZREM', INDEX, ARGS[3])
 redis.call('HSET', TOMBSTONE, 'tenant', ARGS[4], 'record', ARGS[5])
-for _, key in ipairs({TOMBSTONE, RECEIPTS, SETTLED}) do redis.call('PEXPIRE', key, ARGS[9]) end
+for _, key in ipairs({TOMBSTONE, RECEIPTS, SETTLED, LOG, FACTS}) do redis.call('PEXPIRE', key, ARGS[9]) end
+for _, channel in ipairs({FEED, SOUND}) do
+  redis.call('SPUBLISH', channel, cmsgpack.pack({VERSION, 'ended', ARGS[5]}))
+end
 return {'held'}

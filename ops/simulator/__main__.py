@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from ops.simulator.response import Pace
+from ops.simulator.output import Pace
 from ops.simulator.server import Settings, Simulator, serve
 from ops.simulator.session import Behaviour
 

@@ -129,6 +129,7 @@ def response_config(session: dict[str, Any], wanted: dict[str, Any]) -> dict[str
         "max_output_tokens": given.get("max_output_tokens", session["max_output_tokens"]),
         "tools": given.get("tools", session["tools"]),
         "tool_choice": given.get("tool_choice", session["tool_choice"]),
+        "parallel_tool_calls": given.get("parallel_tool_calls", session.get("parallel_tool_calls")),
         "instructions": given.get("instructions"),
         "metadata": given.get("metadata"),
         "audio": {"output": {"format": _full_format(output["format"]), "voice": output["voice"]}},

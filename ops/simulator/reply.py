@@ -1,12 +1,14 @@
 """Decides what the simulated model answers: it parrots speech, quotes text, and calls tools.
 
 A pure function of what is new in the conversation and of the settings. The words are chosen so that a test can see what
-reached the model: injected system messages and tool outputs are quoted.
+reached the model: injected system messages and tool outputs are quoted. Words also steer it: `talk for 3 seconds` makes
+a spoken answer that long, naming tools calls them, and `first say` makes it speak before it calls.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ from ops.simulator.conversation import Item
 from ops.simulator.speech import Clip, Format, beeps
 
 QUOTE_LIMIT = 2_000  # a transcript is streamed word by word: don't stream 256,000 characters of them
+MAX_CALLS = 8  # in one response
+MAX_TALK_MS = 60_000
+_TALK_FOR = re.compile(r"\btalk for (\d{1,9}(?:\.\d{1,9})?) ?s(?:ec(?:ond)?s?)?\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +46,38 @@ class Fail:
     message: str
 
 
-Plan = Say | Call | Fail
+Part = Say | Call
+Plan = tuple[Part, ...] | Fail  # the output items of a response in order; at least one
 
 
 def plan(new: Sequence[Item], config: dict[str, Any], *, tool_was_answered: bool, echo_cap_ms: int) -> Plan:
     """The answer to the items that no response has seen yet; `config` has the shape of a response object."""
-    tool = _tool_to_call(new, config, tool_was_answered)
-    if tool is not None:
-        return Call(tool["name"], json.dumps(_example(tool.get("parameters") or {})))
+    calls = tuple(
+        Call(tool["name"], json.dumps(_example(tool.get("parameters") or {})))
+        for tool in _tools_to_call(new, config, tool_was_answered)
+    )
+    if calls and "first say" not in _asked(new):
+        return calls
+    return (_say(new, config, echo_cap_ms), *calls)
+
+
+def _say(new: Sequence[Item], config: dict[str, Any], echo_cap_ms: int) -> Say:
     words = _words(new, config["instructions"])
     if config["output_modalities"] == ["text"]:
         return Say(words, None)
     coding = Format.named(config["audio"]["output"]["format"]["type"])
+    length = _TALK_FOR.search(f"{_asked(new)} {config['instructions'] or ''}".lower())
+    if length is not None:
+        return Say(words, beeps(words, coding, min(round(float(length[1]) * 1000), MAX_TALK_MS)))
     spoken = next((item.spoken for item in reversed(new) if item.spoken is not None), None)
     if spoken is not None and not any(item.kind == "function_call_output" for item in new):
         return Say(words, spoken.first(echo_cap_ms).to(coding))
     return Say(words, beeps(words, coding))
+
+
+def _asked(new: Sequence[Item]) -> str:
+    """What somebody wants of the model, in words; a tool's output and the model's own words are not among them."""
+    return "\n".join(item.text() for item in new if item.kind in ("user", "system")).lower()
 
 
 def _words(new: Sequence[Item], instructions: str | None) -> str:
@@ -77,23 +98,33 @@ def _words(new: Sequence[Item], instructions: str | None) -> str:
     return " ".join([*(said or ["I am listening."]), *aside])
 
 
-def _tool_to_call(new: Sequence[Item], config: dict[str, Any], tool_was_answered: bool) -> dict[str, Any] | None:
+def _tools_to_call(new: Sequence[Item], config: dict[str, Any], tool_was_answered: bool) -> list[dict[str, Any]]:
     tools: list[dict[str, Any]] = [tool for tool in config["tools"] if tool["type"] == "function"]
     choice = config["tool_choice"]
     if not tools or choice == "none" or any(item.kind == "function_call_output" for item in new):
-        return None  # a tool's output is told, not answered by another call: a forced choice would never end
+        return []  # a tool's output is told, not answered by another call: a forced choice would never end
     if isinstance(choice, dict):
-        return next((tool for tool in tools if tool["name"] == choice.get("name")), None)
+        return [tool for tool in tools if tool["name"] == choice.get("name")][:1]
     users = [item for item in new if item.kind == "user"]
-    for item in users:
-        words = item.text().lower().replace("_", " ")
-        for tool in tools:
-            if tool["name"].lower().replace("_", " ") in words:
-                return tool
+    named = _tools_named("\n".join(item.text() for item in users), tools)
+    if named:
+        return named[: 1 if config["parallel_tool_calls"] is False else MAX_CALLS]
     spoke = any(item.spoken_ms for item in users)
-    if choice == "required" or (spoke and not tool_was_answered):
-        return tools[0]
-    return None
+    return tools[:1] if choice == "required" or (spoke and not tool_was_answered) else []
+
+
+def _tools_named(words: str, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tools that the words name, in their order, each once; of names within each other the longest counts."""
+    by_name = {_spoken(tool["name"]): tool for tool in reversed(tools) if tool["name"]}
+    longest_first = sorted(by_name, key=len, reverse=True)
+    if not longest_first:
+        return []
+    mentions = re.findall("|".join(map(re.escape, longest_first)), _spoken(words))
+    return [by_name[name] for name in dict.fromkeys(mentions)]
+
+
+def _spoken(name: str) -> str:
+    return name.lower().replace("_", " ")
 
 
 def _example(schema: Any, depth: int = 0) -> Any:

@@ -15,8 +15,9 @@ from typing import Any
 from ops.simulator import config, validate
 from ops.simulator.conversation import Conversation, Item
 from ops.simulator.listening import Heard, InputBuffer, SpeechStarted, SpeechStopped
+from ops.simulator.output import Pace
 from ops.simulator.reply import Fail, Plan, plan
-from ops.simulator.response import Pace, Response, tokens
+from ops.simulator.response import Response, tokens
 from ops.simulator.schema import ClientError
 from ops.simulator.speech import Clip, Format
 
@@ -296,9 +297,7 @@ class Session:
         settings = config.response_config(self.config, wanted)
         context = tokens(self.conversation) if wanted.get("input") is None else tokens(new)
         response = Response(
-            self._new_id("resp"),
-            self._new_id("item"),
-            self._new_id("call"),
+            self._new_id,
             self._plan(new, settings),
             settings,
             conversation=None if out_of_band else self.conversation,

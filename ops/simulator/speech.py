@@ -139,11 +139,15 @@ def _beep(hertz: int, coding: Format) -> bytes:
     return encode(coding, tone)
 
 
-def beeps(text: str, coding: Format) -> Clip:
-    """A synthetic voice: one beep per word of `text`, its pitch from the word's length, 0.36 to 2.88 s."""
+def beeps(text: str, coding: Format, ms: int | None = None) -> Clip:
+    """A synthetic voice: one beep per word of `text`, its pitch from the word's length, 0.36 to 2.88 s.
+
+    With `ms` it says the words again and again until it has spoken for so long.
+    """
     words = (text.split() or [""])[:MAX_BEEPS]
     words += [""] * (MIN_BEEPS - len(words))
-    return Clip(coding, b"".join(_beep(330 + 55 * (len(word) % 8), coding) for word in words))
+    once = Clip(coding, b"".join(_beep(330 + 55 * (len(word) % 8), coding) for word in words))
+    return once if ms is None else Clip(coding, once.data * -(-ms // once.ms)).first(ms)
 
 
 def tone(seconds: float, hertz: float = 440.0, dbfs: float = -20.0) -> bytes:

@@ -40,6 +40,7 @@ class Why(Enum):
     MODEL_BUSY = _Row(1013, "model_busy", "model", True)
     MODEL_REFUSED = _Row(1008, "model_refused", "model", False)
     MODEL_KEY = _Row(1008, "model_key", "node", False)
+    HUNG_UP = _Row(1000, "hung_up", "policy", False)
     NODE_DRAINING = _Row(1012, "node_draining", "node", True)
     NODE_FAILED = _Row(1011, "node_failed", "node", True)
 
@@ -62,6 +63,31 @@ class Why(Enum):
     def come_back(self) -> bool:
         """Whether a new attempt makes sense."""
         return self.value.come_back
+
+
+class SideWhy(Enum):
+    """Why a side leg ended; each is its close code and its name in logs and metrics. None of them touches the call."""
+
+    CALL_ENDED = (1000, "call_ended")  # and the code is the call's own
+    CALL_LOST = (1011, "call_lost")  # nothing is known of it any more
+    CLOSED = (1000, "closed")  # by its peer
+    LOST = (1011, "lost")  # its connection is gone
+    SLOW = (1013, "side_leg_slow")  # it takes events more slowly than the call makes them
+    SILENT = (1011, "side_leg_silent")  # it answered no ping
+    EVENTS_LOST = (1013, "events_lost")  # the bus could not keep them: what it saw has a hole
+    PROTOCOL = (1002, "side_leg_protocol")
+    NODE_DRAINING = (1012, "node_draining")
+    NODE_FAILED = (1011, "node_failed")
+
+    @property
+    def code(self) -> int:
+        """Close code, unless another party gave one."""
+        return self.value[0]
+
+    @property
+    def label(self) -> str:
+        """Name in metrics and logs."""
+        return self.value[1]
 
 
 class Ending(NamedTuple):

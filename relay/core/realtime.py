@@ -29,7 +29,8 @@ _OTHER_ENVELOPES: Final = _ENVELOPES[1:]
 _TYPE: Final = re.compile(
     rb'\s*\{\s*(?:"(?:event_id|response_id|item_id|session_id)"\s*:\s*"[^"\\]*"\s*,\s*)*"type"\s*:\s*"([a-z0-9_.]+)"'
 )
-_AUDIO_TYPES: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_AUDIO_FIELD: Final = re.compile(rb'"audio"\s*:\s*"[A-Za-z0-9+/=]*"')
+AUDIO_TYPES: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _AUDIO_DELTAS: Final = (
     b'{"type":"response.output_audio.delta"',
     b'{"type": "response.output_audio.delta"',
@@ -126,6 +127,13 @@ class ClientEvent:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise NotAnEvent(f"The event's {key} must be a string.") from None
 
+    def text_of(self, key: str) -> str:
+        """Return a field that is a string; "" if it is none."""
+        try:
+            return self._text(key)
+        except NotAnEvent:
+            return ""
+
     def encoded(self, event_id: str | None = None) -> bytes:
         """Write the event again, with another event id if one is given.
 
@@ -143,12 +151,17 @@ def append_event(pcm: bytes) -> bytes:
 
 def delta_audio(message: bytes) -> bytes | None:
     """Return the audio bytes of an audio delta, however its keys are ordered; None if it is none or cannot be read."""
-    if event_type(message) not in _AUDIO_TYPES:
+    if event_type(message) not in AUDIO_TYPES:
         return None
     try:
         return pybase64.b64decode(decode(message).get("delta"), validate=True)
     except (NotAnEvent, TypeError, ValueError):
         return None
+
+
+def without_audio(message: bytes) -> bytes:
+    """Blank out the audio in an event, without parsing it: it may be megabytes."""
+    return _AUDIO_FIELD.sub(b'"audio":null', message)
 
 
 def error_event(

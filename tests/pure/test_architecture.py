@@ -27,12 +27,12 @@ def _named(package: str, names: str) -> list[str]:
 # Modules that decide and do nothing else: no loop, no socket, no clock, no environment, no log. Tests pass them `now`.
 PURE = (
     "relay.core.*",
-    "relay.admission",
-    "relay.items",
+    *_named("relay", "admission shell_events shell_words"),
+    *_named("relay.api", "minting openapi page reading refusals routes schema sse transcript"),
     "fanout.core.*",
     *_named("fanout", "errors ids items messages settings"),
     "ops.health",
-    *_named("ops.simulator", "config conversation listening reply response schema session speech vad validate"),
+    *_named("ops.simulator", "config conversation listening output reply response schema session speech vad validate"),
 )
 IMPURE = {
     *("asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "socket", "ssl", "subprocess"),

@@ -6,23 +6,12 @@ from typing import Any
 
 import pytest
 
-from relay.core.bridge import (
-    TRANSITIONS,
-    Bridge,
-    Complaint,
-    End,
-    Pause,
-    Phase,
-    Resume,
-    Rules,
-    Send,
-    Side,
-    Step,
-    opening_update,
-)
+from relay.core.actions import Complaint, End, Note, Pause, Resume, Send, Side
+from relay.core.bridge import TRANSITIONS, Bridge, Phase, Rules, Step
+from relay.core.conversation import opening_update
 from relay.core.endings import Why
 from relay.core.frames import Opcode
-from relay.core.injection import Injection, Settled
+from relay.core.messages import Injection, Settled
 
 CLIENT, MODEL = Side.CLIENT, Side.MODEL
 NOW, WALL = 50.0, 1_700_000_000.0
@@ -35,7 +24,7 @@ def playing(phase: Phase = Phase.OPEN, **rules: Any) -> Bridge:
     ids = count(1)
     bridge = Bridge(Rules(**rules), lambda: f"event_{next(ids)}")
     if phase in {Phase.ANNOUNCING, Phase.OPEN}:
-        bridge.on_model_opened(None)
+        bridge.on_model_opened(None, NOW)
     if phase is Phase.OPEN:
         bridge.on_announced(None, NOW, WALL)
     if phase is Phase.ENDED:
@@ -49,11 +38,13 @@ def event(kind: str, **fields: Any) -> bytes:
 
 def injection(name: str = "m1", **changes: Any) -> Injection:
     item = {"type": "message", "role": "system", "content": [], "id": f"item_{name}"}
-    return Injection(name, item["id"], item, None, WALL + 60)._replace(**changes)
+    event = {"type": "conversation.item.create", "item": item}
+    return Injection(name, item["id"], event, None, WALL + 60)._replace(**changes)
 
 
 def from_model(bridge: Bridge, message: bytes) -> list[Any]:
-    return bridge.on_model_text(message, NOW, WALL)
+    """What follows a model's message; what readers of the call are told of it has tests of its own."""
+    return [action for action in bridge.on_model_text(message, NOW, WALL) if not isinstance(action, Note)]
 
 
 def sent(actions: list[Any], side: Side) -> list[Any]:
@@ -70,7 +61,7 @@ def test_a_step_that_the_table_does_not_have_raises(phase, step):
     """A missing pair is our bug; going on from it would send things in the wrong order."""
     bridge = playing(phase)
     act = {
-        Step.MODEL_OPENED: lambda: bridge.on_model_opened(None),
+        Step.MODEL_OPENED: lambda: bridge.on_model_opened(None, NOW),
         Step.ANNOUNCED: lambda: bridge.on_announced(None, NOW, WALL),
         Step.ENDED: bridge.on_ended,
     }[step]
@@ -96,35 +87,35 @@ def test_what_the_client_sends_before_the_model_is_there_goes_out_in_order_when_
     """The Agents SDKs send their session.update at once, before any answer."""
     bridge = playing(Phase.DIALLING)
     update = event("session.update", session={"type": "realtime"}, event_id="e1")
-    assert bridge.on_client_text(update) == []
-    assert bridge.on_client_text(APPEND) == []
-    first, second, resume = bridge.on_model_opened(None)
+    assert bridge.on_client_text(update, NOW) == []
+    assert bridge.on_client_text(APPEND, NOW) == []
+    first, second, resume = bridge.on_model_opened(None, NOW)
     assert json.loads(first.payload) == {**json.loads(update), "event_id": "c.e1"}
     assert second == Send(MODEL, APPEND)
     assert resume == Resume(CLIENT)
-    assert bridge.on_client_text(APPEND) == [Send(MODEL, APPEND)]
+    assert bridge.on_client_text(APPEND, NOW) == [Send(MODEL, APPEND)]
 
 
 def test_the_relays_own_opening_goes_before_what_was_held():
     """The agent's session must hold for the first audio already."""
     bridge = playing(Phase.DIALLING)
-    bridge.on_client_text(APPEND)
+    bridge.on_client_text(APPEND, NOW)
     opening = opening_update({"type": "realtime", "instructions": "Hi"})
-    assert bridge.on_model_opened(opening) == [Send(MODEL, opening), Send(MODEL, APPEND), Resume(CLIENT)]
+    assert bridge.on_model_opened(opening, NOW) == [Send(MODEL, opening), Send(MODEL, APPEND), Resume(CLIENT)]
     assert json.loads(opening)["session"] == {"type": "realtime", "instructions": "Hi"}
 
 
 def test_the_client_is_paused_when_as_many_messages_are_held_as_may_be():
     """What waits is in this node's memory; over the limit nothing is dropped, TCP pushes back."""
     bridge = playing(Phase.DIALLING, hold_items=3)
-    assert [bridge.on_client_text(APPEND) for _ in range(5)] == [[], [], *[[Pause(CLIENT)]] * 3]
-    assert bridge.on_model_opened(None) == [Send(MODEL, APPEND)] * 5 + [Resume(CLIENT)]
+    assert [bridge.on_client_text(APPEND, NOW) for _ in range(5)] == [[], [], *[[Pause(CLIENT)]] * 3]
+    assert bridge.on_model_opened(None, NOW) == [Send(MODEL, APPEND)] * 5 + [Resume(CLIENT)]
 
 
 def test_the_client_is_paused_when_as_many_bytes_are_held_as_may_be():
     """A few long messages weigh as much as many short ones."""
     bridge = playing(Phase.DIALLING, hold_bytes=2 * len(APPEND))
-    assert [bridge.on_client_text(APPEND) for _ in range(2)] == [[], [Pause(CLIENT)]]
+    assert [bridge.on_client_text(APPEND, NOW) for _ in range(2)] == [[], [Pause(CLIENT)]]
 
 
 # Before the call is announced
@@ -158,7 +149,7 @@ def test_the_model_is_paused_when_as_much_is_held_for_the_client_as_may_be():
 
 def test_the_client_reaches_the_model_while_the_call_is_being_registered():
     """Registration holds the answer back, not the question."""
-    assert playing(Phase.ANNOUNCING).on_client_text(APPEND) == [Send(MODEL, APPEND)]
+    assert playing(Phase.ANNOUNCING).on_client_text(APPEND, NOW) == [Send(MODEL, APPEND)]
 
 
 # Whose an event is
@@ -168,7 +159,7 @@ def test_the_client_reaches_the_model_while_the_call_is_being_registered():
 def test_a_clients_event_id_is_its_own_on_the_model_leg_and_comes_back_in_errors(event_id):
     """Several parties speak on one leg; no client can take another's name, the relay's included."""
     bridge = playing()
-    (to_model,) = sent(bridge.on_client_text(event("response.create", event_id=event_id)), MODEL)
+    (to_model,) = sent(bridge.on_client_text(event("response.create", event_id=event_id), NOW), MODEL)
     assert to_model["event_id"] == f"c.{event_id}"
     failed = event("error", event_id="s1", error={"code": "x", "message": "m", "event_id": to_model["event_id"]})
     (to_client,) = sent(from_model(bridge, failed), CLIENT)
@@ -180,10 +171,15 @@ def test_a_clients_event_id_is_its_own_on_the_model_leg_and_comes_back_in_errors
 
 
 @pytest.mark.parametrize("fields", [{}, {"event_id": None}], ids=["absent", "null"])
-def test_an_event_without_an_id_gets_none(fields):
-    """The model's answer to it has none either, as the client expects."""
-    (to_model,) = sent(playing().on_client_text(event("response.create", **fields)), MODEL)
-    assert to_model == {"type": "response.create", **fields}
+def test_an_event_without_an_id_stays_without_one(fields):
+    """Also where the relay names it on the model leg, to know whose the answer is."""
+    (to_model,) = sent(playing().on_client_text(event("custom.event", **fields), NOW), MODEL)
+    assert to_model == {"type": "custom.event", **fields}
+    bridge = playing()
+    (to_model,) = sent(bridge.on_client_text(event("response.create", **fields), NOW), MODEL)
+    failed = event("error", error={"code": "x", "event_id": to_model["event_id"]})
+    (to_client,) = sent(from_model(bridge, failed), CLIENT)
+    assert to_client["error"] == {"code": "x", "event_id": None}
 
 
 @pytest.mark.parametrize("cause", ["evt_7", None, "", "r", "c"], ids=repr)
@@ -238,15 +234,15 @@ def test_an_event_that_the_relay_cannot_understand_goes_on_all_the_same(kind, bo
 def test_what_is_no_event_is_answered_by_the_relay_and_the_call_goes_on(message):
     """As the model's own server would do; the model never sees it."""
     bridge = playing()
-    (error,) = sent(bridge.on_client_text(message), CLIENT)
+    (error,) = sent(bridge.on_client_text(message, NOW), CLIENT)
     assert (error["type"], error["error"]["code"]) == ("error", "invalid_json")
-    assert bridge.on_client_text(APPEND) == [Send(MODEL, APPEND)]
+    assert bridge.on_client_text(APPEND, NOW) == [Send(MODEL, APPEND)]
 
 
 def test_an_append_that_takes_no_fast_path_is_rewritten():
     """A second key could hide another type from a parser that takes the first."""
     message = b'{"type":"session.update","audio":"AAAA","type":"input_audio_buffer.append"}'
-    (to_model,) = playing().on_client_text(message)
+    (to_model,) = playing().on_client_text(message, NOW)
     assert to_model.payload.count(b'"type"') == 1
     assert b"session.update" not in to_model.payload
 
@@ -258,8 +254,8 @@ def test_a_voice_clients_binary_frame_is_audio():
     """The simplest client has no JSON; text and audio keep their order."""
     bridge = playing(Phase.DIALLING, binary_client=True)
     bridge.on_client_binary(b"\x00\x01")
-    bridge.on_client_text(event("response.create"))
-    audio, response, _ = bridge.on_model_opened(None)
+    bridge.on_client_text(event("response.create"), NOW)
+    audio, response, _ = bridge.on_model_opened(None, NOW)
     assert json.loads(audio.payload) == {"type": "input_audio_buffer.append", "audio": "AAE="}
     assert json.loads(response.payload)["type"] == "response.create"
 
@@ -314,7 +310,7 @@ def test_a_message_waits_until_the_call_is_open():
     """The conversation begins with what the client and the agent want it to begin with."""
     bridge = playing(Phase.DIALLING)
     assert bridge.inject(injection(), NOW, WALL) == []
-    assert bridge.on_model_opened(None) == [Resume(CLIENT)]
+    assert bridge.on_model_opened(None, NOW) == [Resume(CLIENT)]
     (created,) = sent(bridge.on_announced(None, NOW, WALL), MODEL)
     assert created["item"]["id"] == "item_m1"
 
@@ -353,8 +349,8 @@ def test_after_the_end_nothing_goes_anywhere():
     bridge = playing(binary_client=True, binary_audio=True)
     bridge.inject(injection("m0"), NOW, WALL)
     bridge.on_ended()
-    assert bridge.on_client_text(APPEND) == []
-    assert bridge.on_client_text(b"not an event") == []
+    assert bridge.on_client_text(APPEND, NOW) == []
+    assert bridge.on_client_text(b"not an event", NOW) == []
     assert bridge.on_client_binary(b"\x00") == []
     assert from_model(bridge, CREATED) == []
     assert from_model(bridge, event("conversation.item.added", item={"id": "item_m0"})) == []

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout import Message
+from fanout.items import ItemBody
 from relay.admission import Refused
-from relay.items import parse
+from relay.api.reading import read_body, read_item
 
 WALL = 1_700_000_000.0
 TEXT = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
@@ -17,9 +18,13 @@ RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "{}"}
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
+def parse(body: bytes, *, traceparent: str | None = None) -> Message:
+    return read_item(read_body(body, ItemBody), wall=WALL, traceparent=traceparent)
+
+
 def parsed(body: object = None, **fields: Any) -> Message:
     data = body if isinstance(body, bytes) else json.dumps({"item": TEXT, **fields}).encode()
-    return parse(data, wall=WALL, traceparent=None)
+    return parse(data)
 
 
 def refused(body: object = None, **fields: Any) -> Refused:
@@ -41,7 +46,7 @@ def test_the_least_that_can_be_said_is_an_item():
 def test_all_that_can_be_said_is_carried():
     """The item and the response's fields travel as JSON; the deadline counts from the node's clock."""
     fields = {"item": {**TEXT, "id": "i" * 32}, "response": {"instructions": "é"}, "expires_in_ms": 1500, "id": "m-1_A"}
-    message = parse(json.dumps(fields).encode(), wall=WALL, traceparent="00-ab-cd-01")
+    message = parse(json.dumps(fields).encode(), traceparent="00-ab-cd-01")
     assert (message.id, message.item_id, message.expires_at) == ("m-1_A", "i" * 32, WALL + 1.5)
     assert isinstance(message.response, bytes)
     assert json.loads(message.response) == {"instructions": "é"}
@@ -103,24 +108,22 @@ def message_item(**changes: Any) -> dict[str, Any]:
         pytest.param(message_item(content=[]), "item.content", id="content is empty"),
         pytest.param(message_item(content=None), "item.content", id="no content"),
         pytest.param(message_item(content=["hi"]), "item.content[0]", id="part is text"),
-        pytest.param(message_item(content=[{}]), "item.content[0]", id="part without type"),
-        pytest.param(message_item(content=[{"type": []}]), "item.content[0]", id="part's type is a list"),
-        pytest.param(message_item(content=[{"type": {}}]), "item.content[0]", id="part's type is an object"),
+        pytest.param(message_item(content=[{}]), "item.content[0].type", id="part without type"),
+        pytest.param(message_item(content=[{"type": []}]), "item.content[0].type", id="part's type is a list"),
+        pytest.param(message_item(content=[{"type": {}}]), "item.content[0].type", id="part's type is an object"),
         pytest.param(
-            message_item(content=[*TEXT["content"], {"type": "output_text"}]), "item.content[1]", id="second part"
+            message_item(content=[*TEXT["content"], {"type": "output_text"}]), "item.content[1].type", id="second part"
         ),
-        pytest.param(message_item(role="assistant"), "item.content[0]", id="another role's part"),
+        pytest.param(message_item(role="assistant"), "item.content[0].type", id="another role's part"),
         pytest.param({"item": {**RESULT, "call_id": None}}, "item.call_id", id="tool result without call"),
         pytest.param({"item": {**RESULT, "output": {}}}, "item.output", id="tool result is no text"),
         pytest.param({"response": "yes"}, "response", id="response is text"),
         pytest.param({"response": 1}, "response", id="response is a number"),
         pytest.param({"response": []}, "response", id="response is a list"),
         pytest.param({"when": "later"}, "when", id="when"),
-        pytest.param({"when": None}, "when", id="when is null"),
-        pytest.param({"when": "turn_end"}, "when", id="turn_end, not yet"),
-        pytest.param({"when": "interrupt"}, "when", id="interrupt, not yet"),
+        pytest.param({"when": 1}, "when", id="when is a number"),
         pytest.param({"visible": "no"}, "visible", id="visible is text"),
-        pytest.param({"visible": False}, "visible", id="hidden, not yet"),
+        pytest.param({"visible": None}, "visible", id="visible is null"),
         pytest.param({"expires_in_ms": 0}, "expires_in_ms", id="no time to live"),
         pytest.param({"expires_in_ms": 3_600_001}, "expires_in_ms", id="more than an hour"),
         pytest.param({"expires_in_ms": 1.5}, "expires_in_ms", id="half milliseconds"),
@@ -138,6 +141,44 @@ def test_a_wrong_field_is_answered_with_422_and_its_name(fields, param):
     error = refused(**fields)
     assert (error.status, error.code, error.param) == (422, "invalid_value", param)
     assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "when"),
+    [
+        ({}, "now"),
+        ({"item": RESULT}, "turn_end"),
+        ({"item": RESULT, "response": False}, "now"),
+        ({"response": True}, "turn_end"),
+        ({"response": {}}, "turn_end"),
+        ({"when": None, "response": True}, "turn_end"),
+        ({"when": "now", "response": True}, "now"),
+        ({"when": "interrupt"}, "interrupt"),
+        ({"when": "turn_end"}, "turn_end"),
+    ],
+)
+def test_what_asks_for_a_response_waits_for_its_turn_unless_told_otherwise(fields, when):
+    """A response in the middle of somebody's words would be an interruption, or an error of the model's."""
+    assert parsed(**fields).when == when
+
+
+def test_an_item_can_be_hidden_from_the_calls_client():
+    """A supervisor's hint is for the model alone."""
+    assert not parsed(visible=False).visible
+
+
+def test_what_an_error_quotes_of_a_body_is_bounded():
+    """An answer must not be as large as the request that was refused."""
+    for fields in ({"when": "x" * 10_000}, {"x" * 10_000: 1}, {"item": {**TEXT, "id": "x" * 10_000}}):
+        error = refused(**fields)
+        assert len(str(error)) + len(error.param or "") < 1000
+
+
+def test_a_wrong_choice_is_answered_with_the_right_ones():
+    """Nobody should have to look it up."""
+    assert str(refused(when="later")).endswith("use one of now, turn_end, interrupt")
+    assert "'system', 'user' or 'assistant'" in str(refused(item={**TEXT, "role": "tool"}))
+    assert "output_text of an assistant's" in str(refused(item={**TEXT, "content": [{"type": "text"}]}))
 
 
 def test_a_missing_item_is_named():
@@ -189,7 +230,7 @@ def test_every_body_is_a_message_or_a_refusal(kind, changes, response, raw):
     for body in (json.dumps({"item": {**kind, **changes}, "response": response}).encode(), raw):
         answer: Message | Refused
         try:
-            answer = parse(body, wall=WALL, traceparent=None)
+            answer = parse(body)
         except Refused as error:
             answer = error
         if isinstance(answer, Refused):

@@ -555,6 +555,117 @@ def test_no_tool_is_called_where_none_is_wanted():
     assert said(talk.answer()) == "You said: get_weather"
 
 
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "name": name, "parameters": {"type": "object", "properties": {}}}
+
+
+def calls(events: list[Event]) -> list[tuple[int, str]]:
+    """Place and name of each tool call of the response that is done."""
+    output = one(events, "response.done")["response"]["output"]
+    return [(index, item["name"]) for index, item in enumerate(output) if item["type"] == "function_call"]
+
+
+def test_tools_that_are_named_together_are_called_in_one_response():
+    """In the order of the words; one output item each, complete before the next begins."""
+    talk = Talk()
+    talk.update(tools=[TOOL, function("book_table"), function("hang_up")])
+    talk.say("please book table, then get_weather and once more book_table")
+    answer = talk.answer()
+    one_call = [
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "conversation.item.done",
+    ]
+    assert list(dict.fromkeys(kinds(answer))) == ["response.created", "rate_limits.updated", *one_call, "response.done"]
+    assert calls(answer) == [(0, "book_table"), (1, "get_weather")]
+    placed = [(event["type"], event["output_index"]) for event in answer if "output_index" in event]
+    assert placed == sorted(placed, key=lambda each: each[1])
+    items = one(answer, "response.done")["response"]["output"]
+    assert [event["item"] for event in answer if event["type"] == "response.output_item.done"] == items
+    assert len({item["call_id"] for item in items}) == len({item["id"] for item in items}) == 2
+    assert [item.id for item in talk.session.conversation][1:] == [item["id"] for item in items]
+    for number, item in enumerate(items):
+        output = {"type": "function_call_output", "call_id": item["call_id"], "output": f"result {number}"}
+        talk.send("conversation.item.create", item=output)
+    assert said(talk.answer()) == "The tool said: result 0 The tool said: result 1"
+
+
+@pytest.mark.parametrize("where", ["session", "response"])
+def test_without_parallel_tool_calls_the_first_that_is_named_is_called(where: str):
+    talk = Talk()
+    talk.update(tools=[TOOL, function("hang_up")], parallel_tool_calls=where != "session")
+    talk.say("hang up, no, get weather")
+    assert calls(talk.answer(**({"parallel_tool_calls": False} if where == "response" else {}))) == [(0, "hang_up")]
+
+
+def test_at_most_eight_tools_are_called_at_once():
+    talk = Talk()
+    names = [f"tool_{letter}" for letter in "abcdefghij"]
+    talk.update(tools=[function(name) for name in names])
+    talk.say(" ".join(names))
+    assert calls(talk.answer()) == list(enumerate(names[:8]))
+
+
+def test_of_names_within_each_other_the_longest_counts():
+    """Who says `get weather now` doesn't ask for `get_weather`, nor for `weather`."""
+    talk = Talk()
+    talk.update(tools=[function("weather"), TOOL, function("get_weather_now")])
+    talk.say("get weather now")
+    assert calls(talk.answer()) == [(0, "get_weather_now")]
+
+
+def test_it_can_speak_before_it_calls_a_tool():
+    """Real models do: `I'll look that up.` and the call are items of one response."""
+    talk = Talk()
+    talk.update(tools=[TOOL, function("hang_up")])
+    talk.say("first say something, then get weather and hang up")
+    answer = talk.answer()
+    assert said(answer) == "You said: first say something, then get weather and hang up"
+    assert calls(answer) == [(1, "get_weather"), (2, "hang_up")]
+    assert audio_of(answer)
+    usage = one(answer, "response.done")["response"]["usage"]
+    assert usage["output_token_details"]["audio_tokens"] == len(audio_of(answer)) // 48 // 50
+    assert usage["output_token_details"]["text_tokens"] > 0
+
+
+def test_a_response_that_is_cancelled_at_its_first_item_has_no_second():
+    talk = Talk()
+    talk.update(tools=[TOOL])
+    talk.say("first say something, then get weather")
+    talk.send("response.create")
+    talk.wait(0.1)
+    done = one(talk.send("response.cancel"), "response.done")["response"]
+    assert [(item["type"], item["status"]) for item in done["output"]] == [("message", "incomplete")]
+    assert talk.wait() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "ms"),
+    [
+        ("talk for 3 seconds", 3_000),
+        ("Talk for 0.5 s.", 500),
+        ("talk for 90 seconds", 60_000),
+        ("talk for 1 second", 1_000),
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_an_answer_is_as_long_as_the_words_ask_for(words: str, ms: int, role: str):
+    """Capped, since its audio is held in memory."""
+    talk = Talk()
+    talk.say(words, role=role)
+    started = talk.now
+    answer = talk.answer()
+    assert len(audio_of(answer)) == ms * 48
+    assert talk.now - started == pytest.approx(0.05 + -(-ms // 200) * 0.2 / 5)
+
+
+def test_the_instructions_of_a_response_set_its_length_too():
+    assert len(audio_of(Talk().answer(instructions="Talk for 2 seconds."))) == 2_000 * 48
+
+
 # -- all of it -------------------------------------------------------------------------------------------------------
 
 

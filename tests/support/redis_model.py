@@ -84,8 +84,8 @@ class RedisModel:
         return other
 
     def dump(self, now: float) -> dict[str, Any]:
-        """Every live key: a hash as a dict (receipts packed), a stream as (id, message id, envelope), a list, a sorted
-        set as a dict of scores, a string as bytes."""
+        """Every live key: a hash as a dict (receipts packed), a stream as (id, values of the fields…), a list, a
+        sorted set as a dict of scores, a string as bytes."""
         self._now_ms = math.floor(now * 1000)
         for key in list(self._expires):
             self._drop_expired(key)
@@ -131,6 +131,16 @@ class RedisModel:
             return [b"fenced", held[b"epoch"]]
         return [b"behind"]
 
+    def _interest(self, watchers: str) -> tuple[int, int]:
+        events_until = sound_until = self._now_ms
+        for node, lease in list(self._keys.get(watchers, {}).items()):
+            events, sound = map(int, lease.split())
+            if events <= self._now_ms:
+                del self._keys[watchers][node]
+            events_until, sound_until = max(events_until, events), max(sound_until, sound)
+        self._delete_empty(watchers)
+        return events_until - self._now_ms, sound_until - self._now_ms
+
     def _save(self, receipts: str, call_id: bytes, message_id: bytes, receipt: _Receipt, ttl_ms: bytes) -> None:
         packed = _pack(receipt)
         self._keys.setdefault(receipts, {})[message_id] = (receipt, packed)
@@ -158,7 +168,7 @@ class RedisModel:
         return [b"ok", b"%.6f" % self._now, self._phase]
 
     def _claim(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, memory, settled, index, _ = keys
+        _, key, inbox, receipts, tombstone, memory, settled, index, _, log, facts, watchers, _, _ = keys
         mode, claim, restored, replaced_epoch, replaced_claim, latest, call_id, tenant, state, record, start, ttl = args
         ended = self._keys.get(tombstone)
         if ended:
@@ -191,16 +201,18 @@ class RedisModel:
         self._keys.setdefault(key, {}).update(
             {b"epoch": digits, b"claim": claim, b"tenant": tenant, b"state": state, b"record": record}
         )
+        self._keys[key].pop(b"session", None)
         self._keys.setdefault(index, {})[call_id] = float(start)
-        for living in (key, inbox, receipts, memory, settled, index):
+        for living in (key, inbox, receipts, memory, settled, index, log, facts):
             self._expire(living, ttl)
+        interest = self._interest(watchers)
         if mode != b"take":
-            return [b"held", digits]
+            return [b"held", digits, *interest]
         memory_at = self._keys[key].get(b"memory_at", b"0")
-        return [b"held", digits, memory_at, list(self._keys.get(memory, ()))]
+        return [b"held", digits, *interest, memory_at, list(self._keys.get(memory, ()))]
 
     def _end(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, memory, settled, index, _ = keys
+        _, key, inbox, receipts, tombstone, memory, settled, index, _, log, facts, watchers, feed, sound = keys
         epoch, claim, call_id, tenant, record, error, node, region, ttl_ms = args
         answer = self._fence(keys, epoch, claim)
         if answer == [b"ended", record]:
@@ -218,15 +230,26 @@ class RedisModel:
                 failed = {"status": b"failed", "error": error, "node": node, "region": region, "reached": reached}
                 failed["by"] = by
                 self._save(receipts, call_id, message_id, {**known[0], **failed}, ttl_ms)
-        for gone in (key, inbox, memory):
+        for gone in (key, inbox, memory, watchers):
             self.delete(gone)
         if index in self._keys:
             self._keys[index].pop(call_id, None)
             self._delete_empty(index)
         self._keys[tombstone] = {b"tenant": tenant, b"record": record}
-        for kept in (tombstone, receipts, settled):
+        for kept in (tombstone, receipts, settled, log, facts):
             self._expire(kept, ttl_ms)
+        for channel in (feed, sound):
+            self.published.append((channel, _pack((_VERSION, b"ended", record))))
         return [b"held"]
+
+    def _facts(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
+        _, key, _, _, tombstone, _, _, _, _, _, facts, *_ = keys
+        (tenant,) = args
+        call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
+        if ended.get(b"tenant", call.get(b"tenant")) != tenant:
+            return self._nothing_known()
+        known = [part for fact in self._keys.get(facts, {}).items() for part in fact]
+        return [b"ended" if ended else b"live" if b"epoch" in call else b"reserved", *known]
 
     def _list(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, index = keys
@@ -253,6 +276,32 @@ class RedisModel:
         self._delete_empty(index)
         return [b"found", *found]
 
+    def _log(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
+        _, _, _, _, _, _, _, _, _, log, facts, watchers, feed, sound = keys
+        epoch, claim, ttl_ms, entry, batch, lowest, sounding, count, *noted = args
+        answer = self._fence(keys, epoch, claim)
+        if answer[0] != b"held":
+            return answer
+        if entry:
+            stream: _Stream = self._keys.get(log) or _Stream()
+            if not stream.entries or _place(entry) > _place(next(reversed(stream.entries))):
+                stream.put(entry, (batch,))
+                stream.drop_below(lowest)
+                self._keys[log] = stream
+                self._expire(log, ttl_ms)
+            self.published.append((feed, batch))
+        if sounding:
+            self.published.append((sound, sounding))
+        deleted = 2 * int(count)
+        if noted:
+            held = self._keys.setdefault(facts, {})
+            held.update(zip(noted[0:deleted:2], noted[1:deleted:2], strict=True))
+            for name in noted[deleted:]:
+                held.pop(name, None)
+            self._delete_empty(facts)
+            self._expire(facts, ttl_ms)
+        return [b"held", *self._interest(watchers)]
+
     def _lookup(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, _, receipts, tombstone, *_ = keys
         tenant, message_id = args
@@ -264,11 +313,11 @@ class RedisModel:
         if ended:
             return [b"ended", receipt, ended[b"record"]]
         if b"epoch" not in call:
-            return [b"reserved", receipt]
+            return [b"reserved", receipt, call.get(b"session", b"")]
         return [b"live", receipt, call[b"epoch"], call[b"claim"], call[b"state"], call[b"record"]]
 
     def _publish(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, _, settled, _, bell = keys
+        _, key, inbox, receipts, tombstone, _, settled, _, bell, *_ = keys
         call_id, tenant, message_id, before, fingerprint, envelope, item_id, wants, node, region = args[:10]
         channel, most_entries, most_bytes, ttl_ms, was_accepted, error, kept_ms, packed_told = args[10:]
         call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
@@ -366,17 +415,16 @@ class RedisModel:
         return [b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), more, entries]
 
     def _refresh(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, _, memory, settled, index, bell = keys
+        _, key, inbox, receipts, _, memory, settled, index, bell, log, facts, watchers, _, _ = keys
         epoch, claim, ttl_ms = args
         answer = self._fence(keys, epoch, claim)
         if answer[0] != b"held":
             return answer
-        for living in (key, inbox, receipts, memory, settled, index):
+        for living in (key, inbox, receipts, memory, settled, index, log, facts):
             self._expire(living, ttl_ms)
-        call = self._keys[key]
-        return [
-            b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), self.subscribers.get(bell, 0)
-        ]  # fmt: skip
+        call, heard_by = self._keys[key], self.subscribers.get(bell, 0)
+        last = call.get(b"last_entry", b""), call.get(b"last_message", b"")
+        return [b"held", *last, heard_by, *self._interest(watchers)]
 
     def _release(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         held = self._keys.get(keys[1]) or {}
@@ -388,13 +436,13 @@ class RedisModel:
 
     def _reserve(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, _, _, tombstone, *_ = keys
-        tenant, ttl_ms = args
+        tenant, ttl_ms, session = args
         held = self._keys.get(key)
         if tombstone in self._keys:
             return [b"taken"]
         if held and (held.get(b"tenant"), held.get(b"state")) != (tenant, b"reserved"):
             return [b"taken"]
-        self._keys.setdefault(key, {}).update({b"tenant": tenant, b"state": b"reserved"})
+        self._keys.setdefault(key, {}).update({b"tenant": tenant, b"state": b"reserved", b"session": session})
         self._expire(key, ttl_ms)
         return [b"reserved"]
 
@@ -414,7 +462,7 @@ class RedisModel:
         return [b"held"]
 
     def _settle(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, _, memory, settled, _, _ = keys
+        _, key, inbox, receipts, _, memory, settled, *_ = keys
         epoch, claim, call_id, message_id, status, reached, item_id, error, wants, node, region, ttl_ms = args[:12]
         kept_ms, memory_entry, memory_position, memory_kept = args[12:]
         answer = self._fence(keys, epoch, claim)
@@ -461,6 +509,35 @@ class RedisModel:
             self._note_end(settled, receipts, message_id, kept_ms, ttl_ms)
         return [b"held"]
 
+    def _watch(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
+        _, key, _, _, tombstone, _, _, _, bell, log, facts, watchers, _, _ = keys
+        tenant, node, lease_ms, wants_sound, after, most, most_bytes = args
+        call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
+        if ended.get(b"tenant", call.get(b"tenant")) != tenant:
+            return self._nothing_known()
+        stream: _Stream = self._keys.get(log) or _Stream()
+        first, last = next(iter(stream.entries), b""), next(reversed(stream.entries), b"")
+        if ended:
+            answer = [b"ended", ended[b"record"], first, last, b""]
+        else:
+            held = self._keys.setdefault(watchers, {})
+            until = b"%d" % (self._now_ms + int(lease_ms))
+            sound_until = until if wants_sound == b"1" else held.get(node, b"0 0").split()[1]
+            held[node] = until + b" " + sound_until
+            events_left, sound_left = self._interest(watchers)
+            self._expire(watchers, b"%d" % events_left)
+            self.published.append((bell, _pack((_VERSION, b"watch", events_left, sound_left))))
+            session = self._keys.get(facts, {}).get(b"session", b"")
+            state = b"live" if b"epoch" in call else b"reserved"
+            answer = [state, first, last, session, call.get(b"record", b"")]
+        size = 0
+        for _, batch in self._entries(log, after)[: int(most)] if after else ():
+            if size >= int(most_bytes):
+                break
+            size += len(batch)
+            answer.append(batch)
+        return answer
+
     def _trim(self, key: str, inbox: str, receipt: _Receipt) -> None:
         stream: _Stream | None = self._keys.get(inbox)
         if stream and receipt["entry"] and stream.entries.pop(receipt["entry"], None):
@@ -482,8 +559,8 @@ class RedisModel:
 
     # -- what Redis does
 
-    def _entries(self, inbox: str, after: bytes = b"") -> list[tuple[bytes, bytes, bytes]]:
-        stream: _Stream | None = self._keys.get(inbox)
+    def _entries(self, key: str, after: bytes = b"") -> list[tuple[bytes, ...]]:
+        stream: _Stream | None = self._keys.get(key)
         return stream.after(after) if stream else []
 
     def _expire(self, key: str, ttl_ms: bytes) -> None:
@@ -510,7 +587,7 @@ class _Stream:
     __slots__ = ("_last", "entries")
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, tuple[bytes, bytes]] = {}
+        self.entries: dict[bytes, tuple[bytes, ...]] = {}
         self._last = (0, 0)
 
     def add(self, now_ms: int, message_id: bytes, envelope: bytes) -> bytes:
@@ -521,7 +598,19 @@ class _Stream:
         self.entries[entry] = (message_id, envelope)
         return entry
 
-    def after(self, entry: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    def put(self, entry: bytes, fields: tuple[bytes, ...]) -> None:
+        """Append under an id of the caller's, which is above the last."""
+        self._last = _place(entry)
+        self.entries[entry] = fields
+
+    def drop_below(self, lowest: bytes) -> None:
+        """Forget what came before this id."""
+        for entry in list(self.entries):
+            if _place(entry) >= _place(lowest):
+                break
+            del self.entries[entry]
+
+    def after(self, entry: bytes) -> list[tuple[bytes, ...]]:
         """What was added after this one, which may be gone itself; all for an empty id."""
         seen = _place(entry) if entry else (-1, 0)
         return [(at, *fields) for at, fields in self.entries.items() if _place(at) > seen]
@@ -566,7 +655,9 @@ _SCRIPTS = {
     "beat": RedisModel._beat,
     "claim": RedisModel._claim,
     "end": RedisModel._end,
+    "facts": RedisModel._facts,
     "list": RedisModel._list,
+    "log": RedisModel._log,
     "lookup": RedisModel._lookup,
     "publish": RedisModel._publish,
     "read": RedisModel._read,
@@ -575,4 +666,5 @@ _SCRIPTS = {
     "reserve": RedisModel._reserve,
     "rewrite": RedisModel._rewrite,
     "settle": RedisModel._settle,
+    "watch": RedisModel._watch,
 }

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import redis
 
-from fanout.core.envelope import Envelope
+from fanout.core.envelope import Batch, Envelope, LogKind
 from fanout.core.keys import CallKeys, Keys
 from fanout.core.memory import MemoryEntry
 from fanout.core.partitions import tag_of
@@ -31,7 +31,7 @@ CALLS = ("call-1", "call-17")  # of one partition, so that one index and one gen
 CLAIMS = ("aa", "bb", "cc")
 NODES = ("n1", "n2", "n3")
 TENANTS = ("acme", "other")
-PARTS = ("call", "inbox", "receipts", "tombstone", "memory", "settled", "index")
+PARTS = ("call", "inbox", "receipts", "tombstone", "memory", "settled", "index", "log", "facts", "watchers")
 STARTS = {"aa": 1000.5, "bb": 2000.25, "cc": 2000.25}
 
 NORMAL, SETTLING, REWRITING, TIMED = (0, 0), (10**9, 0), (0, 10**9), (2000, 1000)  # ms of each phase
@@ -80,7 +80,10 @@ KEPT = sorted(
     | {KEYS.generation(tag_of(node)) for node in NODES}
 )
 TAGS = {tag_of(name) for name in CALLS + NODES}
-CHANNELS = [*(keys(call).channel for call in CALLS), *(KEYS.node_channel(tag, node) for tag in TAGS for node in NODES)]
+CHANNELS = [
+    *(channel for call in CALLS for channel in (keys(call).channel, keys(call).feed, keys(call).sound)),
+    *(KEYS.node_channel(tag, node) for tag in TAGS for node in NODES),
+]
 
 
 def bus_settings(node: str) -> BusSettings:
@@ -97,6 +100,8 @@ def bus_settings(node: str) -> BusSettings:
         call_ttl_seconds=1e6,
         node_ttl_seconds=2e6,
         tombstone_seconds=3e6,
+        lease_seconds=5e6,
+        watch_read_max=2,
     )
 
 
@@ -125,7 +130,7 @@ def plain(kind: bytes, value: Any, ttl_ms: int) -> tuple[Any, int | None]:
     forms = {
         b"hash": dict(pairs),
         b"zset": {member: float(score) for member, score in pairs} if kind == b"zset" else {},
-        b"stream": [(entry, fields[1], fields[3]) for entry, fields in value] if kind == b"stream" else [],
+        b"stream": [(entry, *fields[1::2]) for entry, fields in value] if kind == b"stream" else [],
     }
     return forms.get(kind, value), None if ttl_ms < 0 else ttl_ms
 
@@ -362,8 +367,33 @@ class Both:
         args[2 + 12] = kept_ms
         return self.step(run._replace(args=tuple(args)))
 
-    def reserve(self, *, call=CALLS[0], tenant="acme"):
-        return self.step(self._scripts[0].reserve(keys(call, tenant), tenant, 10**6))
+    def log(
+        self, claim="aa", *, call=CALLS[0], off=0, events=1, body=b"x", at=None, kept=2, sound=False, facts=(), gone=()
+    ):
+        """`at` is the number of the last event, or None for what follows the log; `kept` how many the log keeps."""
+        epoch = self._epoch(call, claim, off)
+        held = self.held.get(keys(call).log, [])
+        last = events + int(held[-1][0].split(b"-")[1]) if held else events
+        last = last if at is None else at
+        batch = Batch(epoch, last - events + 1, [(LogKind.EVENT, body)] * events) if events else None
+        heard = Batch(epoch, last - events + 1, [(LogKind.AUDIO, b"s"), (LogKind.EVENT, body)]) if sound else None
+        lowest = f"{epoch}-{max(0, last - kept + 1)}"
+        noted = {**dict(facts), **dict.fromkeys(gone)}
+        run = self._scripts[0].log(keys(call), epoch, claim, batch=batch, lowest=lowest, sound=heard, facts=noted)
+        return self.step(run)
+
+    def watch(self, *, call=CALLS[0], tenant="acme", node=0, sound=False, after="", lease_ms=None):
+        """`lease_ms` outlasts the test unless told otherwise."""
+        run = self._scripts[node].watch(keys(call, tenant), tenant, sound=sound, after=after)
+        args = [*run.args]
+        args[2 + 2] = args[2 + 2] if lease_ms is None else lease_ms
+        return self.step(run._replace(args=tuple(args)))
+
+    def facts(self, *, call=CALLS[0], tenant="acme"):
+        return self.step(self._scripts[0].facts(keys(call, tenant), tenant))
+
+    def reserve(self, *, call=CALLS[0], tenant="acme", session=b""):
+        return self.step(self._scripts[0].reserve(keys(call, tenant), tenant, 10**6, session))
 
     def lookup(self, message="", *, call=CALLS[0], tenant="acme"):
         return self.step(self._scripts[0].lookup(keys(call, tenant), tenant, message))

@@ -1,11 +1,13 @@
-"""What becomes of a backend's message: from the inbox to the model's answer, time passed in."""
+"""What becomes of a backend's message from the inbox to the model's answer; of turns see test_turn_gate.py."""
 
 from typing import Any
 
 import pytest
 
+from relay.core.actions import Note
 from relay.core.bridge import Bridge, Rules
-from relay.core.injection import Injection, Injections, Settled
+from relay.core.gate import Gate
+from relay.core.messages import Injection, Settled
 from relay.core.realtime import encode
 from tests.support.play import LATER, NOW, WALL, Play
 
@@ -16,6 +18,12 @@ ACTIVE = "conversation_already_has_active_response"
 @pytest.fixture
 def play() -> Play:
     return Play()
+
+
+def create(name: str, *, response: dict[str, Any] | None = None, expires_at: float = LATER) -> Injection:
+    """A message that puts in an item."""
+    event = {"type": "conversation.item.create", "item": {"id": f"item_{name}"}}
+    return Injection(name, f"item_{name}", event, response, expires_at)
 
 
 # The item
@@ -34,8 +42,8 @@ def test_a_message_is_an_item_create_with_an_event_id_of_the_relays(play):
 def test_messages_go_out_in_the_order_of_their_arrival(play):
     """The promise to a publisher; an expired one between them changes nothing."""
     for name in ("a", "b"):
-        play.injections.add(Injection(name, f"item_{name}", {"id": f"item_{name}"}, None, LATER))
-    play.injections.add(Injection("late", "item_late", {"id": "item_late"}, None, WALL - 1))
+        play.gate.add(create(name))
+    play.gate.add(create("late", expires_at=WALL - 1))
     play.put("c")
     play.put("d")
     assert play.creates() == ["item_a", "item_b", "item_c", "item_d"]
@@ -102,9 +110,9 @@ def test_a_message_that_the_model_refuses_has_failed_with_the_models_own_words(p
     """The backend's developer needs them verbatim."""
     play.put("a")
     error = {"event_id": play.events[0]["event_id"], "code": "string_above_max_length", "param": "item.x", "extra": 1}
-    own, settled = play.injections.on_error(error)
+    own, settled = play.gate.on_error(error)
     assert own
-    assert settled == [Settled("a", "item_a", "failed", error)]
+    assert settled == [Settled("a", "item_a", "failed", {**error, "event_id": None})]
     play.item("a")
     assert play.settled == []
 
@@ -112,7 +120,7 @@ def test_a_message_that_the_model_refuses_has_failed_with_the_models_own_words(p
 @pytest.mark.parametrize(("wall", "sent"), [(LATER, True), (LATER + 0.001, False)], ids=["in time", "late"])
 def test_a_message_whose_deadline_passed_is_never_sent(play, wall, sent):
     """A remark about what was said a minute ago does harm."""
-    play.injections.add(Injection("a", "item_a", {"id": "item_a"}, {}, LATER))
+    play.gate.add(create("a", response={}))
     play.release(wall)
     assert bool(play.creates()) == sent
     assert play.settled == ([] if sent else [("a", "expired")])
@@ -121,22 +129,22 @@ def test_a_message_whose_deadline_passed_is_never_sent(play, wall, sent):
 def test_a_message_without_an_answer_has_failed_after_the_limit(play):
     """Never silence; and no sooner, for the model may be busy."""
     play.put("a")
-    play.note(play.injections.overdue(NOW + 9.9))
+    play.note(play.gate.overdue(NOW + 9.9))
     assert play.settled == []
-    play.note(play.injections.overdue(NOW + 10.0))
+    play.note(play.gate.overdue(NOW + 10.0))
     assert play.settled == [("a", "failed")]
     assert play.errors["a"]["code"] == "model_timeout"
-    play.note(play.injections.overdue(NOW + 99.0))
+    play.note(play.gate.overdue(NOW + 99.0))
     assert len(play.settled) == 1
 
 
 def test_more_messages_than_the_inbox_lets_through_are_a_bug():
     """The inbox refuses with 429 long before; growing without end would hide its fault."""
-    injections = Injections(apply_seconds=1.0, max_waiting=2)
+    gate = Gate(apply_seconds=1.0, max_waiting=2)
     for name in "ab":
-        injections.add(Injection(name, name, {}, None, LATER))
+        gate.add(create(name))
     with pytest.raises(OverflowError):
-        injections.add(Injection("c", "c", {}, None, LATER))
+        gate.add(create("c"))
 
 
 # Tool results
@@ -282,12 +290,13 @@ def test_a_response_waits_for_the_active_one_and_follows_it(play):
 def test_a_response_outside_the_conversation_is_in_nobodys_way():
     """With ``conversation: "none"`` it may run beside others, and is never the answer to a message."""
     bridge = Bridge(Rules(), lambda: "event_1")
-    bridge.on_model_opened(None)
+    bridge.on_model_opened(None, NOW)
     bridge.on_announced(None, NOW, WALL)
-    bridge.inject(Injection("a", "item_a", {"id": "item_a"}, {}, LATER), NOW, WALL)
+    bridge.inject(create("a", response={}), NOW, WALL)
 
     def tell(kind: str, **fields: Any) -> list[Any]:
-        return bridge.on_model_text(encode({"type": kind, **fields}), NOW, WALL)[1:]
+        actions = bridge.on_model_text(encode({"type": kind, **fields}), NOW, WALL)[1:]
+        return [action for action in actions if not isinstance(action, Note)]
 
     aside = {"id": "aside", "conversation_id": None, "status": "completed"}
     assert tell("response.created", response=aside) == []
@@ -318,7 +327,7 @@ def test_a_response_that_lost_a_race_is_asked_for_again_before_all_others(play):
         play.item(name)
     play.created("theirs", {"client": "x"})
     assert play.error(play.asks()[0]["event_id"], ACTIVE)
-    assert play.release() == []
+    assert play.release().events == []
     play.done("theirs")
     assert [ask["response"]["instructions"] for ask in play.asks()] == ["a", "a"]
     play.created("ours", play.asks()[1]["response"]["metadata"])
@@ -342,7 +351,7 @@ def test_a_response_that_the_model_never_begins_has_failed_after_the_limit(play)
     for name in "ab":
         play.put(name, response={"instructions": name})
         play.item(name)
-    play.note(play.injections.overdue(NOW + 10.0))
+    play.note(play.gate.overdue(NOW + 10.0))
     assert play.settled[-1] == ("a", "failed")
     play.release()
     assert [ask["response"]["instructions"] for ask in play.asks()] == ["a", "b"]

@@ -1,0 +1,95 @@
+"""Events that went to the model for somebody, until it says what became of them. Pure.
+
+The Realtime API acknowledges by what an event does, not by its id: an item by its item id, the rest in the order in
+which they were sent. Only a refusal names its cause, and not always.
+"""
+
+import re
+from typing import Any, Final, NamedTuple
+
+DUPLICATE: Final = "item_create_duplicate_item_id"
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")  # of an error's message: item ids are such words
+_TRACKED: Final = 256  # of the client's own events; more under way are no longer told from a backend's
+
+# What the model answers to an event that it takes: the answer's type, and whether it names the item.
+_ANSWERS: Final = {
+    "session.update": ("session.updated", False),
+    "input_audio_buffer.commit": ("input_audio_buffer.committed", False),
+    "input_audio_buffer.clear": ("input_audio_buffer.cleared", False),
+    "conversation.item.create": ("item", True),
+    "conversation.item.delete": ("conversation.item.deleted", True),
+    "conversation.item.truncate": ("conversation.item.truncated", True),
+    "conversation.item.retrieve": ("conversation.item.retrieved", False),
+    "response.cancel": ("response.done", False),
+    "response.create": ("response.created", False),  # only those outside the conversation come here
+}
+
+
+class Flight(NamedTuple):
+    """An event on its way. ``cargo`` is whoever waits for it, None for the client itself."""
+
+    cargo: Any
+    answer: tuple[str, str] | None  # type of the answer, and the item that it names or ""; None: it has none
+    until: float
+
+
+class Flights:
+    """The events under way on one model leg, by their event ids there, oldest first."""
+
+    __slots__ = ("_flights",)
+
+    def __init__(self) -> None:
+        self._flights: dict[str, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def add(self, event_id: str, kind: str, item_id: str, cargo: Any, until: float) -> None:
+        """An event goes out; ``item_id`` is that of the item that it is about."""
+        answer, named = _ANSWERS.get(kind, ("", False))
+        if named and not item_id:
+            answer = ""  # it names no item: the model refuses it
+        if cargo is None:
+            own = [each for each, flight in self._flights.items() if flight.cargo is None]
+            if len(own) >= _TRACKED:
+                del self._flights[own[0]]
+        self._flights[event_id] = Flight(cargo, (answer, item_id if named else "") if answer else None, until)
+
+    def on_answer(self, kind: str, item_id: str = "") -> Flight | None:
+        """The model has done what the oldest event with this answer asked for."""
+        for event_id, flight in self._flights.items():
+            if flight.answer is not None and flight.answer[0] == kind and flight.answer[1] in {"", item_id}:
+                return self._flights.pop(event_id)
+        return None
+
+    def awaits(self, kind: str) -> bool:
+        """Whether somebody else than the client waits for the next answer of this type."""
+        flight = next((f for f in self._flights.values() if f.answer is not None and f.answer[0] == kind), None)
+        return flight is not None and flight.cargo is not None
+
+    def on_refused(self, event_id: str) -> Flight | None:
+        """The model refused this event."""
+        return self._flights.pop(event_id, None)
+
+    def on_duplicate(self, message: str) -> Flight | None:
+        """The model has an item already, and says so without naming the event: the words name the item."""
+        words = _WORD.findall(message)
+        for event_id, flight in self._flights.items():
+            kind, item_id = flight.answer or ("", "")
+            if flight.cargo is not None and kind == "item" and item_id in words:
+                return self._flights.pop(event_id)
+        return None
+
+    def overdue(self, now: float) -> list[Flight]:
+        """Return those that had no answer in time."""
+        late = [event_id for event_id, flight in self._flights.items() if now >= flight.until]
+        return [self._flights.pop(event_id) for event_id in late]
+
+    @property
+    def cargo(self) -> list[Any]:
+        """Those who wait."""
+        return [flight.cargo for flight in self._flights.values() if flight.cargo is not None]
+
+    def due(self) -> float | None:
+        """When the first of them is overdue."""
+        return min((flight.until for flight in self._flights.values()), default=None)
