@@ -14,13 +14,13 @@ from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
 from fanout.owned import OwnedCall
 from fanout.schedule import Schedule
-from fanout.settings import MIB
+from fanout.settings import KIB
 from fanout.store import Store
 from fanout.tasks import Backoff
 
-WRITERS = 2
-_BATCH = 64  # calls in one go
-_BATCH_BYTES = 1 * MIB  # after which no further call is added
+WRITERS = 4
+_BATCH = 16  # calls in one go: under a millisecond of the loop
+_BATCH_BYTES = 128 * KIB  # after which no further call is added: what one write to a socket may hold up
 
 
 class Chronicler:

@@ -72,10 +72,11 @@ class Watch:
                     _log.exception("watch_delivery_failed", call=self.call_id)
             else:
                 self._owes_gap = False
-        if self.end is not None and not self._ended.is_set():
+        if self.end is not None:
             self._ended.set()
             if self.on_end is not None:
                 self.on_end()
+                self.on_end = None
 
 
 class _Subject(NamedTuple):
@@ -133,6 +134,7 @@ class Watcher:
         self._circuit = circuit
         self._tasks = tasks
         self._batch_max_bytes = settings.log_pending_max_bytes + _OVERHEAD
+        self._soon = min(_SOON, settings.renew_seconds)
         self._lines: dict[_Subject, _Line] = {}
         self._by_channel: dict[str, dict[_Line, None]] = {}
         self._slots = asyncio.Semaphore(_READS)
@@ -245,7 +247,8 @@ class Watcher:
     def _begin(self, line: _Line, watch: Watch, view: View) -> None:
         self._hand_out(watch, watch.cursor.on_view(view))
         watch.cursor.on_look(view.last)
-        line.look_at = min(line.look_at or self._now() + _SOON, self._now() + _SOON)
+        soon = self._now() + self._soon
+        line.look_at = min(line.look_at or soon, soon)
         if line.task is None:
             line.task = self._tasks.start(self._follow(line), name=f"watch {watch.call_id}")
         line.wake()
@@ -299,8 +302,8 @@ class Watcher:
                 watch.cursor.fail_read()
             return False
         self._renewals += 1
-        pause = self._settings.renew_seconds
-        line.look_at = self._now() + (min(_SOON, pause) if self._on_view(line, view, readers) else pause)
+        is_behind = self._on_view(line, view, readers)
+        line.look_at = self._now() + (self._soon if is_behind else self._settings.renew_seconds)
         return True
 
     def _on_view(self, line: _Line, view: View, readers: list[Watch]) -> bool:
@@ -324,10 +327,8 @@ class Watcher:
         return is_behind
 
     def _run(self, line: _Line, after: str) -> Run:
-        # A lease says for the whole node whether somebody here wants sound.
-        call_id, tenant, _ = line.subject
-        with_sound = _Subject(call_id, tenant, True) in self._lines
-        return self._scripts.watch(line.keys, tenant, sound=with_sound, after=after)
+        subject = line.subject
+        return self._scripts.watch(line.keys, subject.tenant, sound=subject.with_sound, after=after)
 
     def _read(self, answer: list[Any]) -> View:
         view = read_view(answer, max_bytes=self._batch_max_bytes)

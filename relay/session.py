@@ -61,6 +61,7 @@ class Session:
             apply_seconds=settings.apply_seconds,
             binary_client=request.voice,
             binary_audio=request.binary_audio,
+            expects_opening=bool(request.opening),
             told_to_clear=request.voice or request.relay_events,
         )
         limits = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}

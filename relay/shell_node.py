@@ -120,7 +120,9 @@ class Node:
     async def at(cls, where: Place) -> AsyncIterator[Self]:
         """Hold what connects to a node for the length of the block."""
         headers = {"Authorization": f"Bearer {where.token}"}
-        async with aiohttp.ClientSession(headers=headers) as http:
+        # A kept connection would lead back to a node that drains, past the load balancer that knows others.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
             yield cls(http, where)
 
     async def get(self, call_id: str = "", path: str = "", query: Mapping[str, str] | None = None) -> Answer:

@@ -26,7 +26,7 @@ class Ending(NamedTuple):
 _RECONNECT: Final = "the client may connect again and gets a new call."
 _MODEL_AGAIN: Final = f"{_RECONNECT} If it happens often, look at the model provider's status."
 ENDINGS: Final[Mapping[str, Ending]] = {
-    "client_closed": Ending("the client closed it", "nothing: this is how calls end."),
+    "client_closed": Ending("the client closed it", "nothing to do, this is how calls end."),
     "client_lost": Ending(
         "the client's connection broke without a goodbye",
         f"{_RECONNECT} If it happens often, look at its network and at the proxies in between.",
@@ -53,7 +53,7 @@ ENDINGS: Final[Mapping[str, Ending]] = {
     ),
     "model_closed": Ending("the model's server closed the session", f"its close code says why. {_MODEL_AGAIN}"),
     "model_expired": Ending(
-        "the model's session reached the longest life that its provider allows", f"nothing: {_RECONNECT}"
+        "the model's session reached the longest life that its provider allows", f"nothing to do, {_RECONNECT}"
     ),
     "model_lost": Ending("the connection to the model broke", _MODEL_AGAIN),
     "model_protocol": Ending("the model's server broke the rules of WebSocket", _MODEL_AGAIN),
@@ -73,8 +73,8 @@ ENDINGS: Final[Mapping[str, Ending]] = {
     "model_key": Ending(
         "the model's server refused the relay's own key", "give the nodes a good OPENAI_API_KEY or RELAY_UPSTREAM_KEY."
     ),
-    "hung_up": Ending("a backend or an operator hung up", "nothing: somebody wanted this."),
-    "node_draining": Ending("its node was shut down", f"nothing: {_RECONNECT}"),
+    "hung_up": Ending("a backend or an operator hung up", "nothing to do, somebody wanted this."),
+    "node_draining": Ending("its node was shut down", f"nothing to do, {_RECONNECT}"),
     "node_failed": Ending(
         "a bug of the relay ended it", "look for the call's id in the node's log and report what stands there."
     ),
@@ -253,7 +253,7 @@ def hint(status: int, code: str, *, call_id: str = "CALL", message_id: str | Non
         "call_not_found": "`relay calls` lists the live ones; what ended is kept for an hour",
         "call_ended": f"`relay why {call_id}` says more, `relay transcript {call_id}` what was said",
         "call_not_started": f"wait until `relay why {call_id}` says that it lives",
-        "unknown_tool_call": f"`relay transcript {call_id}` shows the tool calls",
+        "unknown_tool_call": f"`relay why {call_id}` shows those that wait for a result",
         "tool_call_late": f"`relay transcript {call_id}` shows what came of it",
         "tool_call_answered": f"`relay transcript {call_id}` shows its result",
         "missing_scope": _HOW_TO_SIGN,

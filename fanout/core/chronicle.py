@@ -125,25 +125,32 @@ class Chronicle:
             return
         before = self._facts.pop(name, None)
         self._facts_bytes -= _size(name, before) if before is not None else 0
+        if value is not None and not self._has_room(name, value):
+            self.counts.facts_dropped += 1
+            value = None
         if value is not None:
-            size = self._facts_bytes + _size(name, value)
-            if len(self._facts) >= self._settings.facts_max or size > self._settings.facts_max_bytes:
-                self.counts.facts_dropped += 1
-                value = None
-            else:
-                self._facts[name], self._facts_bytes = value, size
+            self._facts[name] = value
+            self._facts_bytes += _size(name, value)
         if value is not None and value == before:
             return
-        if value is None and len(self._dirty) >= 2 * self._settings.facts_max:
-            self.counts.facts_dropped += 1  # it would be one of very many that go
-            return
-        self._soil([name], now)
+        if name in self._dirty or len(self._dirty) < 2 * self._settings.facts_max:
+            self._soil([name], now)
+        else:
+            self.counts.facts_dropped += 1  # one of very many that go
         if name == SESSION and self._owes_snapshot:
             self._snapshot()
 
+    def _has_room(self, name: str, value: bytes) -> bool:
+        settings = self._settings
+        return (
+            len(self._facts) < settings.facts_max
+            and self._facts_bytes + _size(name, value) <= settings.facts_max_bytes
+            and (name in self._dirty or len(self._dirty) < 2 * settings.facts_max)
+        )
+
     def hurry(self) -> None:
         """Write what there is as soon as Redis allows."""
-        self._is_urgent = True
+        self._is_urgent = not self.is_written
 
     def close(self) -> None:
         """The call is over, or somebody else's: nothing more is written, and nothing is kept."""

@@ -21,6 +21,7 @@ Errors have OpenAI's shape. What is answered with 503 is over soon: `Retry-After
 _SCOPES: Final = (
     "A JWT (HS256) with `exp`, `tenant`, `scope` (a list of `call`, `control`, `read`, `mint`) and, if wanted, `agent`."
 )
+_TEXTS: Final = {"application/json": "object", "text/plain": "string", "text/html": "string"}  # a stream has no schema
 _VARIABLE: Final = re.compile(r"{(\w+)}")
 
 
@@ -97,19 +98,18 @@ def _response(answer: Answer) -> dict[str, Any]:
             for name, text in answer.headers.items()
         }
     if answer.bodies:
-        response["content"] = {
-            media: {"schema": _body(media, shape, answer.codes)} for media, shape in answer.bodies.items()
-        }
+        response["content"] = {media: _body(media, shape, answer.codes) for media, shape in answer.bodies.items()}
     return response
 
 
 def _body(media: str, shape: Shape | None, codes: tuple[str, ...]) -> dict[str, Any]:
     if shape is Refusal:
         code = {"properties": {"code": {"enum": list(codes)}}}
-        return {"allOf": [_reference(shape)], "properties": {"error": code}}
+        return {"schema": {"allOf": [_reference(shape)], "properties": {"error": code}}}
     if shape is not None:
-        return _reference(shape)
-    return {"type": "object" if media == "application/json" else "string"}
+        return {"schema": _reference(shape)}
+    kind = _TEXTS.get(media)
+    return {"schema": {"type": kind}} if kind else {}
 
 
 def _reference(shape: Shape) -> dict[str, str]:

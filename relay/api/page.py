@@ -107,7 +107,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
 def _answer(answer: Mapping[str, Any]) -> str:
     text = _words(answer["description"])
     for media, content in answer.get("content", {}).items():
-        schema = content["schema"]
+        schema = content.get("schema", {})
         codes = schema.get("properties", {}).get("error", {}).get("properties", {}).get("code", {}).get("enum", [])
         if codes:
             text += " " + ", ".join(f"<code>{escape(code)}</code>" for code in codes)

@@ -27,13 +27,13 @@ def read_query(query: MultiMapping[str], shape: type[T]) -> T:
 
 
 def read_headers(headers: Mapping[str, str], shape: type[T]) -> T:
-    """Read those headers that the type knows; an empty one counts as none.
+    """Read those headers that the type knows.
 
     Raises:
         Refused: 422 with the header that is wrong.
     """
     names = (field.encode_name for field in msgspec.structs.fields(shape))
-    return _convert({name: headers[name] for name in names if headers.get(name)}, shape)
+    return _convert({name: headers[name] for name in names if name in headers}, shape)
 
 
 def read_body(body: bytes, shape: type[T]) -> T:

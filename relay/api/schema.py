@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 from fanout.items import Lifetime, MessageId
 
 _POSITION: Final = r"^[0-9]{1,20}-[0-9]{1,20}\Z"
+_POSITION_OR_NONE: Final = r"^([0-9]{1,20}-[0-9]{1,20})?\Z"
 _SECONDS: Final = "Seconds since the epoch."
 
 
@@ -84,7 +85,9 @@ class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StreamHeaders(msgspec.Struct, frozen=True, rename={"last_event_id": "Last-Event-ID"}):
     """What an `EventSource` sends when it connects again."""
 
-    last_event_id: Annotated[str, _said("Goes before `after`.", pattern=_POSITION)] | UnsetType = UNSET
+    last_event_id: (
+        Annotated[str, _said("Goes before `after`; empty is none.", pattern=_POSITION_OR_NONE)] | UnsetType
+    ) = UNSET
 
 
 class Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

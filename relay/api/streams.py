@@ -6,6 +6,7 @@ takes nothing, and when the node drains: the reader then goes on at another node
 
 import asyncio
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -87,6 +88,7 @@ class Streams:
         """Until all is sent, or the reader is gone or takes nothing."""
         try:
             await response.prepare(stream.request)
+            self._bound(stream)
             await self._send(response, GREETING)
             stream.wake.set()
             while not stream.is_gone:
@@ -107,6 +109,13 @@ class Streams:
         except TimeoutError:  # it takes nothing: there is no way to tell it
             if stream.request.transport is not None:
                 stream.request.transport.abort()
+
+    def _bound(self, stream: _Stream) -> None:
+        """Let the kernel hold no more for a reader than for a client."""
+        transport = stream.request.transport
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._services.settings.socket_buffer_bytes)
 
     async def _send(self, response: web.StreamResponse, data: bytes) -> None:
         for start in range(0, len(data), _PIECE_BYTES):

@@ -5,6 +5,7 @@ even come here while the call is open (``relay.session`` sends it straight on): 
 events mean is ``relay.core.conversation``'s to say.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Rules:
     inbox_max: int = 256
     binary_client: bool = False  # /voice: a binary frame is raw PCM
     binary_audio: bool = False  # /voice?audio=binary: the model's audio goes to the client as raw PCM
+    expects_opening: bool = False  # on_model_opened will get one; the model may speak before it
     told_to_clear: bool = False  # the client understands that it should stop playing what it has buffered
 
 
@@ -125,6 +127,8 @@ class Bridge:
             self._gate, event_ids, apply_seconds=rules.apply_seconds, told_to_clear=rules.told_to_clear
         )
         self._model_blocked = False
+        if rules.expects_opening:
+            self.conversation.expect_opening(math.inf)
 
     def _step(self, step: Step) -> None:
         self.phase = TRANSITIONS[self.phase][step]
@@ -217,6 +221,7 @@ class Bridge:
     def _listen(self, now: float) -> None:
         """Look how much audio has gone to the client."""
         passed, (messages, size) = self._passed(), self._deltas
+        self._gate.turns.on_appended(passed.client_messages + self._appends)
         self._gate.turns.on_audio(passed.model_messages + messages, passed.model_bytes + size, now)
 
     def _to_client(self, send: Send) -> list[Action]:
@@ -236,9 +241,15 @@ class Bridge:
         self._model_blocked = blocked
         return self._release(now, wall)
 
+    @property
+    def _is_held_back(self) -> bool:
+        return self.phase is not Phase.OPEN or self._model_blocked
+
     def _release(self, now: float, wall: float) -> list[Action]:
-        if self.phase is not Phase.OPEN or self._model_blocked or not self._gate.is_busy:
+        if not self._gate.is_busy:
             return []
+        if self._is_held_back:
+            return [*self._gate.expire(wall)]
         self._listen(now)
         return self.conversation.release(now, wall, self._appended)
 
@@ -255,7 +266,7 @@ class Bridge:
         if not self._gate.is_busy:
             return None
         self._listen(now)
-        return self._gate.due(now, wall, self._appended)
+        return self._gate.due(now, wall, self._appended, is_held_back=self._is_held_back)
 
     def on_ended(self) -> list[Send]:
         """The call is over, whatever comes now; what is held for the client still goes, it may say why."""

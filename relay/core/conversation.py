@@ -149,7 +149,7 @@ class Conversation:
         """Megabytes of audio, never parsed: whose it is follows from the order of the questions."""
         is_ours = self._gate.flights.awaits(_RETRIEVED)
         settled = self._gate.on_answer(_RETRIEVED)
-        if not is_ours:
+        if not is_ours and not (self._hidden and self._hidden.hides(realtime.item_id(message))):
             return message, settled
         log = self._logged(realtime.without_audio(message)) if self.watched else []
         return None, [*log, *settled]
@@ -162,7 +162,7 @@ class Conversation:
             return self._without_opening(), [_complaint(error)]
         own, settled = self._gate.on_error(error)
         if own:
-            is_news = not settled and error.get("code") not in _EXPECTED
+            is_news = not settled and str(error.get("code")) not in _EXPECTED
             return None, [*settled, *([_complaint(error)] if is_news else ())]
         cause, changed = error.get("event_id"), False
         if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
@@ -223,7 +223,7 @@ class Conversation:
 
     def _on_part(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         part, index = event.get("part"), event.get("content_index")
-        if isinstance(part, dict) and part.get("type") in {"audio", "output_audio"} and isinstance(index, int):
+        if isinstance(part, dict) and part.get("type") in ("audio", "output_audio") and isinstance(index, int):
             ids = [str(event.get(key, "")) for key in ("event_id", "response_id", "item_id")]
             self._gate.turns.on_part(ids[2], index, ids_bytes=sum(map(len, ids)))
         return message, []
@@ -236,6 +236,7 @@ class Conversation:
         return message, []
 
     def _on_buffer(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        self._gate.turns.on_buffer_empty(now)
         return self._hidden.passed(message, event), self._gate.on_answer(str(event.get("type")))
 
     def _on_item_changed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
@@ -250,7 +251,7 @@ class Conversation:
         return self._hidden.passed(message, event), [*_notes(facts), *settled]
 
     def _on_transcribed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
-        return message, _notes(self._transcript.on_transcribed(event))
+        return self._hidden.passed(message, event), _notes(self._transcript.on_transcribed(event))
 
     def _on_response_created(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         response = event.get("response")
@@ -266,7 +267,7 @@ class Conversation:
             return message, []
         notes = _notes(self._transcript.on_response_done(response, wall))
         if _is_aside(response):
-            return message, notes
+            return message, [*notes, *self._gate.on_answer("response.done")]  # it may have been cancelled
         self._last_response = str(response.get("id"))
         settled, silenced = self._gate.on_response_done(response)
         return message, [*notes, *settled, *self._clear(silenced)]

@@ -39,7 +39,7 @@ class Flights:
     __slots__ = ("_flights",)
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._flights: list[tuple[str, Flight]] = []  # event ids are the senders' choice: one may come twice
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -50,46 +50,50 @@ class Flights:
         if named and not item_id:
             answer = ""  # it names no item: the model refuses it
         if cargo is None:
-            own = [each for each, flight in self._flights.items() if flight.cargo is None]
+            own = [each for each in self._flights if each[1].cargo is None]
             if len(own) >= _TRACKED:
-                del self._flights[own[0]]
-        self._flights[event_id] = Flight(cargo, (answer, item_id if named else "") if answer else None, until)
+                self._flights.remove(own[0])
+        self._flights.append((event_id, Flight(cargo, (answer, item_id if named else "") if answer else None, until)))
 
     def on_answer(self, kind: str, item_id: str = "") -> Flight | None:
         """The model has done what the oldest event with this answer asked for."""
-        for event_id, flight in self._flights.items():
+        for at, (_, flight) in enumerate(self._flights):
             if flight.answer is not None and flight.answer[0] == kind and flight.answer[1] in {"", item_id}:
-                return self._flights.pop(event_id)
+                return self._flights.pop(at)[1]
         return None
 
     def awaits(self, kind: str) -> bool:
         """Whether somebody else than the client waits for the next answer of this type."""
-        flight = next((f for f in self._flights.values() if f.answer is not None and f.answer[0] == kind), None)
+        flight = next((f for _, f in self._flights if f.answer is not None and f.answer[0] == kind), None)
         return flight is not None and flight.cargo is not None
 
     def on_refused(self, event_id: str) -> Flight | None:
         """The model refused this event."""
-        return self._flights.pop(event_id, None)
+        for at, (each, _) in enumerate(self._flights):
+            if each == event_id:
+                return self._flights.pop(at)[1]
+        return None
 
     def on_duplicate(self, message: str) -> Flight | None:
         """The model has an item already, and says so without naming the event: the words name the item."""
         words = _WORD.findall(message)
-        for event_id, flight in self._flights.items():
+        for at, (_, flight) in enumerate(self._flights):
             kind, item_id = flight.answer or ("", "")
             if flight.cargo is not None and kind == "item" and item_id in words:
-                return self._flights.pop(event_id)
+                return self._flights.pop(at)[1]
         return None
 
     def overdue(self, now: float) -> list[Flight]:
         """Return those that had no answer in time."""
-        late = [event_id for event_id, flight in self._flights.items() if now >= flight.until]
-        return [self._flights.pop(event_id) for event_id in late]
+        late = [flight for _, flight in self._flights if now >= flight.until]
+        self._flights = [each for each in self._flights if now < each[1].until]
+        return late
 
     @property
     def cargo(self) -> list[Any]:
         """Those who wait."""
-        return [flight.cargo for flight in self._flights.values() if flight.cargo is not None]
+        return [flight.cargo for _, flight in self._flights if flight.cargo is not None]
 
     def due(self) -> float | None:
         """When the first of them is overdue."""
-        return min((flight.until for flight in self._flights.values()), default=None)
+        return min((flight.until for _, flight in self._flights), default=None)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from relay.core.flights import DUPLICATE, Flight, Flights
 from relay.core.messages import Injection, Settled
 from relay.core.realtime import encode
-from relay.core.responses import Ask, Responses, expire
+from relay.core.responses import ACTIVE, Ask, Responses, expire
 from relay.core.tools import ToolCalls
 from relay.core.turns import Turns
 
@@ -82,7 +82,8 @@ class Gate:
 
     def release(self, now: float, wall: float, appended: int) -> Released:
         """Return what to do now. ``appended`` is how many messages of audio the client has sent so far."""
-        settled = self._expire(wall)
+        settled = self.expire(wall)
+        self.responses.look(now)
         events, silenced = self._interrupt(now, appended) if self._waiting["interrupt"] else ([], False)
         waiting, self._waiting["now"] = self._waiting["now"], []
         events += self._send(waiting, now, appended)
@@ -90,7 +91,10 @@ class Gate:
         while turn_end and not self._turn_is_taken and self._is_boundary(now, appended):
             events += self._send([turn_end.pop(0)], now, appended)
         if self.responses.has_waiting:
-            asked = self.responses.next(now, is_boundary=self._is_boundary(now, appended))
+            settled_from = self.turns.settled_from
+            is_settled = settled_from is not None and settled_from <= now
+            is_boundary = self._is_boundary(now, appended)
+            asked = self.responses.next(now, is_settled=is_settled, is_boundary=is_boundary)
             if asked is not None:
                 events.append(asked)
         return Released(events, settled, silenced)
@@ -142,8 +146,9 @@ class Gate:
         at_boundary = injection.when == "turn_end"
         call = injection.tool_call_id
         if call is None:
-            ask = Ask([injection], {"response": fields} if fields else {}, at_boundary=at_boundary)
-            self.responses.add(ask, first=injection.when == "interrupt")
+            is_urgent = injection.when == "interrupt"
+            ask = Ask([injection], {"response": fields} if fields else {}, at_boundary=at_boundary, is_urgent=is_urgent)
+            self.responses.add(ask, first=is_urgent)
             return
         ask = self._held.setdefault(self.tools.group(call), Ask([]))
         ask.wanted_by.append(injection)
@@ -151,11 +156,13 @@ class Gate:
         ask.event = {"response": fields} if fields else ask.event
 
     def _let_go(self) -> None:
-        """The response after a response's tool calls is wanted when the last of them has its result."""
-        for group in [group for group in self._held if self.tools.is_complete(group)]:
-            self.responses.add(self._held.pop(group))
+        """The response after a response's tool calls is wanted when it made the last and that has its result."""
+        for group in list(self._held):
+            if group != self.responses.active and self.tools.is_complete(group):
+                self.responses.add(self._held.pop(group))
 
-    def _expire(self, wall: float) -> list[Settled]:
+    def expire(self, wall: float) -> list[Settled]:
+        """Settle what waits and whose deadline passed."""
         settled = []
         for when, waiting in self._waiting.items():
             late = [each for each in waiting if wall > each.expires_at]
@@ -181,8 +188,11 @@ class Gate:
         is_waiting = self._held or responses.has_waiting or any(self._waiting.values())
         return bool(is_waiting or responses.is_requested or self.flights)
 
-    def due(self, now: float, wall: float, appended: int) -> float | None:
-        """When ``release`` or ``overdue`` has something to do; None: not before something happens."""
+    def due(self, now: float, wall: float, appended: int, *, is_held_back: bool = False) -> float | None:
+        """When ``release`` or ``overdue`` has something to do; None: not before something happens.
+
+        ``is_held_back``: nothing can be sent for the time being.
+        """
         times = [self.flights.due(), self.responses.due()]
         deadlines = [each.expires_at for waiting in self._waiting.values() for each in waiting]
         deadlines += [each.expires_at for ask in self._held.values() for each in ask.wanted_by]
@@ -191,8 +201,11 @@ class Gate:
             deadlines.append(waiting)
         if deadlines:
             times.append(now + max(0.0, min(deadlines) - wall) + 0.001)  # a deadline itself is still in time
-        if self._waiting["turn_end"] or self.responses.waits_for_boundary:
-            times.append(self.turns.quiet_from(appended) if self.responses.is_idle else None)
+        if self.responses.is_idle and not is_held_back:
+            if (self._waiting["turn_end"] and not self._turn_is_taken) or self.responses.waits_for_boundary:
+                times.append(self.turns.quiet_from(appended))
+            if self.responses.waits_for_silence:
+                times.append(self.turns.settled_from)
         return min((each for each in times if each is not None), default=None)
 
     # What the model says
@@ -202,7 +215,7 @@ class Gate:
         kind, call, item_id = item.get("type"), item.get("call_id"), str(item.get("id"))
         if isinstance(call, str):
             if kind == "function_call":
-                self.tools.on_call(call, item_id)
+                self.tools.on_call(call, item_id, is_whole=item.get("status") != "incomplete")
             elif kind == "function_call_output":
                 self.tools.on_result(call)
         settled = self._applied(self.flights.on_answer("item", item_id))
@@ -241,6 +254,8 @@ class Gate:
             if hidden or settled:
                 return True, settled
             return self._on_refused(cause, self.flights.on_refused(cause), trouble)
+        if code == ACTIVE:
+            return self.responses.on_turn_refused(), []
         if code == DUPLICATE:
             flight = self.flights.on_duplicate(str(trouble.get("message")))
             return flight is not None, self._applied_before(flight)
@@ -256,12 +271,17 @@ class Gate:
 
     def on_response_created(self, response: dict[str, Any]) -> list[Settled]:
         """A response of the default conversation began."""
-        return self.responses.on_created(response)
+        settled = self.responses.on_created(response)
+        self._let_go()
+        return settled
 
     def on_response_done(self, response: dict[str, Any]) -> tuple[list[Settled], bool]:
         """A response of the default conversation ended: what it settles, and whether the client should stop playing."""
-        was_active = self.responses.active == str(response.get("id"))
+        response_id = str(response.get("id"))
+        was_active = self.responses.active == response_id
         settled = self.responses.on_done(response)
+        self.tools.on_response_over(response_id)
+        self._let_go()
         silenced = was_active and self._is_silencing
         if was_active:
             self._is_silencing = False

@@ -27,6 +27,10 @@ class Hidden:
         if len(self._before) > _REMEMBERED:
             del self._before[next(iter(self._before))]
 
+    def hides(self, item_id: Any) -> bool:
+        """Whether this is a hidden item."""
+        return isinstance(item_id, str) and item_id in self._before
+
     def passed(self, message: bytes, event: dict[str, Any]) -> bytes | None:
         """Return what the client gets of a model's event: the message, another one, or nothing (None).
 
@@ -37,11 +41,11 @@ class Hidden:
         item = event.get("item")
         item_id = item.get("id") if isinstance(item, dict) else event.get("item_id")
         before = event.get("previous_item_id")
-        if item_id in self._before:
+        if isinstance(item_id, str) and item_id in self._before:
             if isinstance(before, str):
                 self._before[item_id] = before
             return None
-        if before not in self._before:
+        if not self.hides(before):
             return message
         for _ in self._before:  # at most so many stand in a row, whatever a server says
             before = self._before.get(before, before) if before is not None else None
@@ -50,4 +54,4 @@ class Hidden:
     def refuses(self, event: ClientEvent) -> str | None:
         """Return the id of a hidden item that a client's event is about: to the client there is no such item."""
         item_id = event.text_of("item_id") if event.type in _ABOUT_AN_ITEM else ""
-        return item_id if item_id in self._before else None
+        return item_id if self.hides(item_id) else None

@@ -87,7 +87,9 @@ def _event(event: dict[str, Any], item_id: str, *, wants_answer: bool, **common:
     if kind == "response.create" and fields.get("conversation") != "none":
         return Injection(item_id="", event=None, response=fields, wants_answer=wants_answer, **common)
     if kind == "conversation.item.create" and isinstance(item, dict):
-        item_id = str(item.setdefault("id", item_id))
+        if item.get("id") is None:
+            item["id"] = item_id
+        item_id = str(item["id"])
     else:
         item_id = str(event.get("item_id") or "")
     return Injection(item_id=item_id, event=event, response=None, **common)

@@ -29,6 +29,7 @@ _OTHER_ENVELOPES: Final = _ENVELOPES[1:]
 _TYPE: Final = re.compile(
     rb'\s*\{\s*(?:"(?:event_id|response_id|item_id|session_id)"\s*:\s*"[^"\\]*"\s*,\s*)*"type"\s*:\s*"([a-z0-9_.]+)"'
 )
+_ITEM_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]*)"')
 _AUDIO_FIELD: Final = re.compile(rb'"audio"\s*:\s*"[A-Za-z0-9+/=]*"')
 AUDIO_TYPES: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _AUDIO_DELTAS: Final = (
@@ -157,6 +158,12 @@ def delta_audio(message: bytes) -> bytes | None:
         return pybase64.b64decode(decode(message).get("delta"), validate=True)
     except (NotAnEvent, TypeError, ValueError):
         return None
+
+
+def item_id(message: bytes) -> str:
+    """Return the id of the item in an event, without parsing the rest of it, which may be megabytes of audio."""
+    match = _ITEM_ID.search(message)
+    return match.group(1).decode(errors="replace") if match is not None else ""
 
 
 def without_audio(message: bytes) -> bytes:

@@ -22,6 +22,7 @@ class _ToolCall:
     item_id: str
     group: str  # the response that made it, or its own id
     state: _State = _State.OPEN
+    is_whole: bool = True  # else the response was cut off within it: a result may come, but nobody waits for one
 
 
 class ToolCalls:
@@ -39,12 +40,17 @@ class ToolCalls:
         if len(self._started) > _REMEMBERED:
             del self._started[next(iter(self._started))]
 
-    def on_call(self, call_id: str, item_id: str) -> None:
+    def on_response_over(self, response_id: str) -> None:
+        """A response is over: what it began to make and did not finish it never will."""
+        self._started = {call: response for call, response in self._started.items() if response != response_id}
+
+    def on_call(self, call_id: str, item_id: str, *, is_whole: bool = True) -> None:
         """A tool call is in the conversation; it comes more than once."""
         group = self._started.pop(call_id, "")
         known = self._calls.setdefault(call_id, _ToolCall(item_id, group or call_id))
         if group:
             known.group = group
+        known.is_whole &= is_whole
         if len(self._calls) > _REMEMBERED:
             del self._calls[next(iter(self._calls))]
 
@@ -92,7 +98,8 @@ class ToolCalls:
 
     def is_complete(self, group: str) -> bool:
         """Whether none of a response's tool calls waits for its result."""
-        waiting = {_State.OPEN, _State.UNDER_WAY}
-        return group not in self._started.values() and all(
-            call.state not in waiting for call in self._calls.values() if call.group == group
+        return group not in self._started.values() and not any(
+            call.state is _State.UNDER_WAY or (call.state is _State.OPEN and call.is_whole)
+            for call in self._calls.values()
+            if call.group == group
         )

@@ -86,7 +86,7 @@ class Transcript:
         facts: list[Fact] = []
         output = response.get("output")
         for item in output if isinstance(output, list) else ():
-            if isinstance(item, dict) and item.get("id") in self._places:
+            if isinstance(item, dict) and str(item.get("id")) in self._places:
                 facts += self.on_item(item, wall)
         usage = response.get("usage")
         if isinstance(usage, dict):

@@ -39,6 +39,7 @@ class Turns:
     """The floor of one conversation, as far as the model's events and the audio that passed tell."""
 
     __slots__ = (
+        "_appended",
         "_committed",
         "_envelope",
         "_frames",
@@ -57,6 +58,7 @@ class Turns:
         self._quiet_at = -math.inf
         self._is_manual = False  # no turn detection: the client commits its audio
         self._interrupts = True  # speech stops the model, and the client's playing
+        self._appended = 0  # the client's audio messages so far
         self._committed = 0  # the client's audio messages up to its last commit or clear
         self._rate = _BYTES_PER_SECOND["audio/pcm"]
         self._envelope = _ENVELOPE + 3 * _ID_BYTES
@@ -71,6 +73,8 @@ class Turns:
         audio = _dict(session.get("audio"))
         given = _dict(audio.get("input"))
         detection = given.get("turn_detection", {})
+        if detection is None and not self._is_manual:  # so far turn detection saw to the buffer
+            self._committed = self._appended
         self._is_manual = detection is None
         self._interrupts = _dict(detection).get("interrupt_response") is not False
         if self._is_manual:
@@ -87,6 +91,15 @@ class Turns:
     def on_speech_stopped(self, now: float) -> None:
         """The person is silent."""
         self._speaking, self._quiet_at = False, now
+
+    def on_appended(self, appended: int) -> None:
+        """The client has sent so many messages of audio since the call began."""
+        self._appended = appended
+
+    def on_buffer_empty(self, now: float) -> None:
+        """The input audio so far was committed or cleared by the model: speech in it ends with that, unsaid."""
+        if self._speaking:
+            self.on_speech_stopped(now)
 
     def on_buffer_taken(self, appended: int) -> None:
         """The input audio so far, ``appended`` messages of it ever, was committed or cleared."""
@@ -111,6 +124,7 @@ class Turns:
         if last is None or ((last.item_id, last.content_index) != self._part and len(parts) < _SEGMENTS_MAX):
             last = _Part(item_id, index, max(now, last.ends_at if last else now))
             parts.append(last)
+        last.starts_at += max(0.0, now - last.ends_at)  # it had run dry: that time was not played
         last.ends_at = max(last.ends_at, now) + seconds
 
     def _forget_played(self, now: float) -> None:
@@ -123,6 +137,11 @@ class Turns:
         self._parts = [part for part in self._parts if item_id is not None and part.item_id != item_id]
 
     # What it means
+
+    @property
+    def settled_from(self) -> float | None:
+        """From when on a person who spoke is done speaking; None while they do."""
+        return None if self._speaking else self._quiet_at + SETTLE_SECONDS
 
     def quiet_from(self, appended: int) -> float | None:
         """From when on nobody speaks and nothing is left to be heard, as it looks now; None if no time tells.

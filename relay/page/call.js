@@ -110,6 +110,11 @@ export class Call {
       case "input_audio_buffer.speech_stopped":
         this.userSpeaking = false;
         return;
+      case "output_audio_buffer.cleared": // a backend interrupted, and has told the model how much was heard
+        if (this.#response) this.#cut.add(this.#response);
+        this.#player.stop();
+        this.#streaming = null;
+        return;
       case "error":
         this.#on.problem(advice.forEvent(event.error));
         return;

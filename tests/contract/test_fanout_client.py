@@ -1,12 +1,14 @@
-"""The Python publisher on a real Redis: the promises and receipts of a node, from a process that is none."""
+"""The Python client on a real Redis: a node's promises, receipts and events, in a process that is none."""
 
 import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
 from fanout import (
@@ -16,17 +18,19 @@ from fanout import (
     CallNotFound,
     CallNotStarted,
     CallRecord,
+    Facts,
     IdempotencyConflict,
     InvalidItem,
+    ReaderTooSlow,
     Receipt,
     RegionUnreachable,
     Status,
     Tombstone,
     new_call_id,
 )
-from fanout.client import Publisher
+from fanout.client import Event, Publisher
 from relay.demo import declare_settled
-from tests.support.bus import RedisBus, eventually, live
+from tests.support.bus import RedisBus, Session, eventually, live
 from tests.support.redis_server import RedisServer, find_binary
 
 ITEM = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": "lunch is ready"}]}
@@ -87,6 +91,10 @@ async def test_defaults_are_those_of_the_http_surface(bus):
         result, item = session.got
         assert result.response is True
         assert item.response == b'{"instructions":"Be brief."}'
+        assert (result.when, item.when, result.visible) == ("turn_end", "turn_end", True)
+        await one.put(session.id, ITEM, wait="delivered", visible=False)
+        await one.put(session.id, ITEM, wait="delivered", when="interrupt")
+        assert [(each.when, each.visible) for each in session.got[2:]] == [("now", False), ("interrupt", True)]
         assert result.expires_at - item.expires_at == pytest.approx(58.5, abs=1.0)
 
 
@@ -95,13 +103,13 @@ async def test_defaults_are_those_of_the_http_surface(bus):
     [
         ({"item": {"type": "message"}}, "item.role"),
         ({"item": {"type": "function_call"}}, "item.type"),
-        ({"item": {**ITEM, "content": [{"type": "audio"}]}}, "item.content[0]"),
+        ({"item": {**ITEM, "content": [{"type": "audio"}]}}, "item.content[0].type"),
         ({"item": {**ITEM, "extra": object()}}, None),
         ({"item": {**ITEM, "extra": "\ud800"}}, None),
         ({"item": "hello"}, "item"),
         ({"response": "yes"}, "response"),
-        ({"when": "turn_end"}, "when"),
-        ({"visible": False}, "visible"),
+        ({"when": "later"}, "when"),
+        ({"visible": "no"}, "visible"),
         ({"expires_in": 0.0}, "expires_in"),
         ({"expires_in": 3601.0}, "expires_in"),
         ({"id": "a b"}, "id"),
@@ -198,6 +206,220 @@ async def test_a_redis_that_is_away_is_said_and_a_message_in_the_way_too(bus):
         await one.put(session.id, ITEM)  # its owner is gone: nobody takes it
         with pytest.raises(BusTimeout):
             await one.put(session.id, ITEM, timeout=0.1)
+
+
+async def test_an_event_reaches_the_owner_as_the_client_could_have_sent_it(bus):
+    """Only a response.create can be answered."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a, applies=False)
+        update = {"type": "session.update", "event_id": "e1", "session": {"type": "realtime"}}
+        receipt = await one.send_event(session.id, update, wait="delivered", id="m1")
+        await one.send_event(session.id, {"type": "response.create"}, wait="delivered", expires_in=2.0)
+        first, second = session.got
+        assert (first.kind, first.id, receipt.id, first.response) == ("event", "m1", "m1", False)
+        assert msgspec.json.decode(first.item) == update
+        assert (second.kind, second.response, second.item) == ("event", True, b'{"type":"response.create"}')
+        assert first.expires_at - second.expires_at == pytest.approx(58.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "changes", "param"),
+    [
+        ("hello", {}, "event"),
+        ({}, {}, "type"),
+        ({"type": 1}, {}, "type"),
+        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, {}, "type"),
+        ({"type": "response.cancel", "extra": object()}, {}, None),
+        ({"type": "response.cancel"}, {"expires_in": 3601.0}, "expires_in"),
+        ({"type": "response.cancel"}, {"id": "a b"}, "id"),
+    ],
+)
+async def test_an_event_with_a_wrong_field_is_not_sent(bus, event, changes, param):
+    """The field is named as it is here."""
+    async with publisher(bus) as one:
+        with pytest.raises(InvalidItem) as refused:
+            await one.send_event(new_call_id("iad"), event, **changes)
+        assert refused.value.param == param
+
+
+async def test_a_call_is_hung_up(bus):
+    """Its owner is told; the receipt says that it did it."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        assert (await one.hangup(session.id)).status is Status.APPLIED
+        [got] = session.got
+        assert (got.kind, got.item) == ("hangup", b"{}")
+        with pytest.raises(CallNotFound):
+            await one.hangup(new_call_id("iad"))
+
+
+async def test_calls_are_listed_in_pages_and_by_what_they_are(bus):
+    """Newest first, only the publisher's own."""
+    bus.clean()  # of the calls that other tests left
+    async with bus.nodes("a", "b") as (a, b), publisher(bus) as one, publisher(bus, tenant="evil") as evil:
+        sessions = [await live(node, started_at=start) for start, node in enumerate((a, b, a), start=1)]
+        newest_first = [session.id for session in reversed(sessions)]
+        page = await one.calls(2)
+        assert ([call.id for call in page.calls], page.has_more) == (newest_first[:2], True)
+        rest = await one.calls(2, page.last_id)
+        assert ([call.id for call in rest.calls], rest.has_more) == (newest_first[2:], False)
+        assert [call.id for call in (await one.calls(node="b")).calls] == [sessions[1].id]
+        assert (await one.calls(agent="another")).calls == []
+        assert len((await one.calls(region="iad", state="live")).calls) == 3
+        assert (await evil.calls()).calls == []
+
+
+async def test_facts_and_the_transcript_are_those_of_the_call_also_after_its_end(bus):
+    """Items in the order of their numbers."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        for number in (2, 10, 1):
+            session.call.note(f"item.{number:08}", b'{"id":"item_%d"}' % number)
+        session.call.note("usage", b"{}")
+        await session.call.wait_logged()
+        assert await one.transcript(session.id) == [{"id": "item_1"}, {"id": "item_2"}, {"id": "item_10"}]
+        session.end()
+        await session.call.wait_ended()
+        facts = await one.facts(session.id)
+        assert isinstance(facts, Facts)
+        assert (facts.state, facts.values["usage"]) == ("ended", b"{}")
+        assert len(await one.transcript(session.id)) == 3
+        for reading in (one.facts, one.transcript):
+            with pytest.raises(CallNotFound):
+                await reading(new_call_id("iad"))
+
+
+async def collect(events: AsyncIterator[Event], into: list[Event]) -> None:
+    async for event in events:
+        into.append(event)  # noqa: PERF401 - one by one, so that those before an error are there
+
+
+async def follow(session: Session, *bodies: bytes) -> None:
+    """Say something once somebody watches, and end."""
+    await eventually(lambda: session.call.is_watched)
+    for body in bodies:
+        session.call.log(body)
+    await session.call.wait_logged()
+    session.end("client_left")
+
+
+async def test_a_call_is_read_from_its_session_to_its_end(bus):
+    """Each event with its position, decoded when asked."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        session.call.note("session", b'{"voice":"ash"}')
+        await session.call.wait_logged()
+        got: list[Event] = []
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(collect(one.events(session.id), got))
+            await follow(session, b'{"type":"response.created"}', b'{"type":"response.done"}')
+        assert [event.kind for event in got] == ["session", "session", "event", "event", "ended"]
+        assert [event.data.get("type") for event in got[2:4]] == ["response.created", "response.done"]
+        assert (got[0].data, got[0].position) == ({"voice": "ash"}, "")
+        assert (got[-1].data["why"], got[-1].data["state"]) == ("client_left", "ended")
+        again = [event async for event in one.events(session.id, after=got[2].position)]
+        assert [event.data.get("type") for event in again] == ["response.done", None]
+        with pytest.raises(CallEnded):
+            await anext(one.events(session.id))
+
+
+async def test_a_gap_is_an_event_without_data(bus):
+    """It says that something is missing here."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        got: list[Event] = []
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(collect(one.events(session.id, after="nonsense"), got))
+            await follow(session, b"{}")
+        assert [(event.kind, event.data) for event in got[:2]] == [("gap", {}), ("event", {})]
+
+
+async def test_audio_is_among_the_events_if_asked_for(bus):
+    """In its place between them."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        got: list[Event] = []
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(collect(one.events(session.id, audio=True), got))
+            await eventually(lambda: session.call.is_heard)
+            session.call.sound(b'{"delta":"AAAA"}')
+            await follow(session, b"{}")
+        assert [event.kind for event in got] == ["audio", "event", "ended"]
+        assert got[0].data == {"delta": "AAAA"}
+
+
+@pytest.mark.parametrize(("count", "body"), [(1001, b"{}"), (5, b'"' + b"x" * 900_000 + b'"')], ids=["items", "bytes"])
+async def test_a_reader_that_is_too_slow_is_told_so_and_where_to_go_on(bus, count, body):
+    """What waits for it is given to it first."""
+    changes = {"log_max": 3000, "log_max_bytes": 16_000_000}
+    async with bus.nodes("a", **changes) as (a,), publisher(bus) as one:
+        session = await live(a)
+        async with aclosing(one.events(session.id)) as events:
+            async with asyncio.TaskGroup() as group:
+                first = group.create_task(anext(events))
+                await eventually(lambda: session.call.is_watched)
+                session.call.log(b"{}")
+            await say_in_parts(session, count, body)
+            await eventually(lambda: entries_of(one) >= count + 1)
+            got = [first.result()]
+            with pytest.raises(ReaderTooSlow) as slow:
+                await collect(events, got)
+        assert 1 < len(got) < count + 1
+        assert (slow.value.call_id, slow.value.position) == (session.id, got[-1].position)
+        rest: list[Event] = []
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            group.create_task(collect(one.events(session.id, after=slow.value.position), rest))
+            await eventually(lambda: len(rest) + len(got) == count + 1)
+            session.end()
+        assert [event.kind for event in rest] == ["event"] * (count + 1 - len(got)) + ["ended"]
+
+
+async def say_in_parts(session: Session, count: int, body: bytes) -> None:
+    """As much as the owner takes at a time."""
+    for number in range(count):
+        session.call.log(body)
+        if number % 100 == 0 or len(body) > 100_000:
+            await session.call.wait_logged()
+    await session.call.wait_logged()
+
+
+def entries_of(publisher: Publisher) -> int:
+    count: int = publisher._running().status()["regions"]["iad"]["watch_entries"]
+    return count
+
+
+async def test_a_reader_that_leaves_takes_its_subscription_with_it(bus):
+    """The call is not changed by it."""
+    async with bus.nodes("a") as (a,), publisher(bus) as one:
+        session = await live(a)
+        await connected(bus, one)
+        before = set(bus.channels())
+        async with aclosing(one.events(session.id)) as events, asyncio.TaskGroup() as group:
+            first = group.create_task(anext(events))
+            await eventually(lambda: session.call.is_watched)
+            session.call.log(b"{}")
+            await first
+        await eventually(lambda: set(bus.channels()) == before)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda one, call_id: one.send_event(call_id, {"type": "response.cancel"}),
+        lambda one, call_id: one.hangup(call_id),
+        lambda one, call_id: one.facts(call_id),
+        lambda one, call_id: one.transcript(call_id),
+        lambda one, call_id: anext(one.events(call_id)),
+    ],
+    ids=["send_event", "hangup", "facts", "transcript", "events"],
+)
+async def test_nothing_of_another_tenants_call_is_seen_or_done(bus, ask: Callable[[Publisher, str], Any]):
+    """It looks as if it were not there."""
+    async with bus.nodes("a") as (a,), publisher(bus, tenant="evil") as evil:
+        session = await live(a)
+        with pytest.raises(CallNotFound):
+            await ask(evil, session.id)
+        assert session.got == []
 
 
 async def test_leaving_the_block_leaves_nothing(bus):

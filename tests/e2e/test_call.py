@@ -135,8 +135,8 @@ async def test_voice_needs_no_sdk(nodes: Nodes) -> None:
     agents.write_text('[agents.default]\nmodel = "sim"\nvoice = "cedar"\ninstructions = "be brief"\n')
     node = await nodes.add(CONFIG=str(agents))
     socket = await nodes.connect(node, "/voice?audio=binary")
-    updated = (await event(socket, "session.updated"))["session"]
-    assert (updated["audio"]["output"]["voice"], updated["instructions"]) == ("cedar", "be brief")
+    created = (await event(socket, "session.created"))["session"]
+    assert (created["audio"]["output"]["voice"], created["instructions"]) == ("cedar", "be brief")
     pcm = base64.b64decode(TONE)
     for chunk in (pcm, pcm, bytes(len(pcm)), bytes(len(pcm))):
         await socket.send_bytes(chunk)

@@ -162,7 +162,7 @@ def _established(port: int) -> int:
         ("/v1/realtime?model=sim", bearer(token(agent="nobody")), 403, "unknown_agent"),
         ("/v1/realtime?model=sim", bearer(token()) | {"Origin": "https://evil.example"}, 403, "origin_not_allowed"),
         ("/v1/realtime", bearer(token()), 400, "missing_model"),
-        ("/v1/realtime?call_id=rtc_x", bearer(token()), 400, "call_id_not_supported"),
+        ("/voice?call_id=rtc_x", bearer(token()), 400, "call_id_not_supported"),
         ("/nowhere", bearer(token()), 404, "not_found"),
     ],
     ids=lambda value: str(value)[:40],

@@ -9,23 +9,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+import structlog
 
 from relay import shell
 from relay.app import Node
 from relay.shell_node import Node as Asked
 from relay.shell_node import Place, Trouble
 from relay.shell_watch import Report, Watch
-from tests.support.fleet import DemoFleet, Nodes, event, token, until
+from tests.support.fleet import DemoFleet, Nodes, bearer, event, token, until
+from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 SCOPES = ("read", "control")
 TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
+
+
+@pytest.fixture(autouse=True)
+def no_logs() -> Iterator[None]:
+    """The nodes of these tests share standard output with the commands: their logs must not stand in between."""
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.configure(**before)
 
 
 class Done(NamedTuple):
@@ -113,7 +124,8 @@ async def test_calls_lists_what_is_live_with_ids_to_copy(nodes: Nodes) -> None:
 async def test_calls_filters_pages_and_says_that_there_is_more(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list that ends early without a word is taken for all of it."""
     one, two = await nodes.add("a"), await nodes.add("b")
-    ids = [(await begin(nodes, node)).id for node in (one, one, two)]
+    calls = [await begin(nodes, node) for node in (one, one, two)]
+    ids = [call.id for call in calls]
     assert (await relay(one, "calls", "--node", "b", "--state", "live")).out.split()[7] == ids[2]
     short = await relay(one, "calls", "--limit", "2")
     assert [row.split()[0] for row in short.out.splitlines()[1:]] == [ids[2], ids[1]]
@@ -125,6 +137,18 @@ async def test_calls_filters_pages_and_says_that_there_is_more(nodes: Nodes, mon
     assert [call["id"] for call in filtered["data"]] == ids[1::-1]
     none = await relay(one, "calls", "--agent", "nobody")
     assert none == (0, "", "relay: no live calls that match\n")
+
+
+async def test_calls_says_which_regions_are_missing(
+    nodes: Nodes, redis_server: RedisServer, unused_tcp_port: int
+) -> None:
+    """Half a list looks like a whole one."""
+    homes = f"iad={redis_server.url},lhr=redis://127.0.0.1:{unused_tcp_port}"
+    node = await nodes.add(REGIONS=homes)
+    call = await begin(nodes, node)
+    done = await relay(node, "calls")
+    assert (done.code, done.out.split()[7]) == (0, call.id)
+    assert done.err == "relay: these regions did not answer, so their calls are missing: lhr\n"
 
 
 # say, tool-result, hangup
@@ -311,8 +335,9 @@ async def test_a_token_that_will_not_do_says_how_to_make_one(nodes: Nodes, tmp_p
         assert "`relay token --scope read --scope control`" in done.err
     (tmp_path / "token").write_text(token("read") + "\n")
     assert (await relay(node, "calls", "--token-file", str(tmp_path / "token"), key="")).code == 0
-    other = await relay(node, "why", (await begin(nodes, node)).id, key=token("read", tenant="other"))
-    assert other.code == 1
+    call = await begin(nodes, node)
+    other = await relay(node, "why", call.id, key=token("read", tenant="other"))
+    assert (other.code, other.out) == (1, "")
 
 
 async def test_what_is_no_relay_is_said_to_be_none(nodes: Nodes, unused_tcp_port: int) -> None:
@@ -330,10 +355,10 @@ async def test_what_is_no_relay_is_said_to_be_none(nodes: Nodes, unused_tcp_port
 
 
 class Link:
-    """A connection to a node that can be cut."""
+    """What stands between a watch and its node: it can be cut, and led to another node."""
 
-    def __init__(self, url: str) -> None:
-        self._port = int(url.rpartition(":")[2])
+    def __init__(self, node: Node) -> None:
+        self.node = node
         self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
         self.is_down = False
@@ -343,7 +368,7 @@ class Link:
     @contextlib.asynccontextmanager
     async def to(cls, node: Node) -> AsyncIterator["Link"]:
         """Serve it for the length of the block."""
-        link = cls(node.url)
+        link = cls(node)
         server = await asyncio.start_server(link._carry, "127.0.0.1", 0)
         link.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
@@ -362,7 +387,7 @@ class Link:
             writer.transport.abort()
             return
         self.opened += 1
-        back, forth = await asyncio.open_connection("127.0.0.1", self._port)
+        back, forth = await asyncio.open_connection("127.0.0.1", int(self.node.url.rpartition(":")[2]))
         self._writers |= {writer, forth}
         with contextlib.suppress(ConnectionError, ExceptionGroup):
             async with asyncio.TaskGroup() as tasks:
@@ -448,6 +473,25 @@ async def test_a_watch_goes_on_where_its_connection_broke(nodes: Nodes) -> None:
     assert link.opened >= 2
 
 
+async def test_a_watch_outlives_the_node_that_it_asked(nodes: Nodes) -> None:
+    """A rollout drains one node after the other; behind a load balancer the next one goes on with the stream."""
+    owner, other = await nodes.add("a"), await nodes.add("c")
+    call, seen = await begin(nodes, owner), Seen()
+    async with nodes.node("b") as leaving, Link.to(leaving) as link, asyncio.TaskGroup() as tasks:
+        tasks.create_task(watched(link.url, call.id, seen))
+        await until(lambda: seen.has("session.created"))
+        await call.ask("one")
+        await until(lambda: seen.has("response.done"))
+        link.node = other
+        leaving.drain()
+        await until(lambda: len(seen.notices) == 2)
+        await call.ask("two")
+        await until(lambda: ("assistant", "You said: two") in seen.lines)
+        await call.client.close()
+    assert [what for who, what in seen.lines if who == "assistant"] == ["You said: one", "You said: two"]
+    assert seen.notices == ["the connection is gone, trying again (the node ended the stream)", "connected again"]
+
+
 async def test_a_watch_whose_call_ends_while_it_is_away_still_says_why(nodes: Nodes) -> None:
     """The end is what it was opened for."""
     node = await nodes.add()
@@ -461,6 +505,28 @@ async def test_a_watch_whose_call_ends_while_it_is_away_still_says_why(nodes: No
         link.is_down = False
     assert watch.result()["why"] == "client_closed"
     assert seen.events[-1]["type"] == "relay.ended"
+
+
+async def test_a_watch_of_a_reserved_call_that_it_missed_altogether_still_says_why(nodes: Nodes) -> None:
+    """Without a position there is nothing to go on from: the tombstone is asked for."""
+    node = await nodes.add()
+    url = f"{node.url}/v1/realtime/client_secrets"
+    async with nodes.http.post(url, json={}, headers=bearer(token("mint"))) as response:
+        secret = await response.json()
+    seen = Seen()
+    async with Link.to(node) as link, Asked.at(Place(link.url, token("read"))) as asked, asyncio.TaskGroup() as tasks:
+        watching = Watch(asked, secret["call_id"], seen.report)
+        watch = tasks.create_task(watching.run())
+        await until(lambda: watching._was_connected)
+        link.is_down = True
+        link.cut()
+        client = await nodes.connect(node, headers=bearer(secret["value"]))
+        await event(client, "session.created")
+        await finish(nodes, node, Call(client, secret["call_id"]))
+        link.is_down = False
+    assert watch.result()["why"] == "client_closed"
+    assert [each["type"] for each in seen.events] == ["relay.ended"]
+    assert len(seen.notices) == 1
 
 
 async def test_a_watch_does_not_try_for_ever(nodes: Nodes) -> None:

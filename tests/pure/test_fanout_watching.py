@@ -137,6 +137,15 @@ def test_what_the_owner_never_logged_is_a_gap():
     assert read(cursor, view(batch(1), batch(3))) == ["gap", "3"]
 
 
+def test_what_was_heard_before_the_read_and_is_in_no_log_comes_after_the_gap():
+    """Redis lost it in between; another read would not find it either."""
+    cursor = opened()
+    ring(cursor, 1)
+    ring(cursor, 3)
+    assert read(cursor, view(batch(1))) == ["gap", "3"]
+    assert not cursor.needs_read
+
+
 def test_what_came_after_the_read_was_asked_is_missed_only_if_another_read_lacks_it():
     """The read may have been answered before it was written."""
     cursor = opened()
@@ -273,6 +282,13 @@ def test_audio_of_a_repeat_is_not_heard_again():
     assert cursor.on_batch(sound(1, b"old", epoch=6)) == []
 
 
+def test_audio_of_a_batch_that_is_known_in_part_is_heard_from_there_on():
+    """What came before was heard, or is over."""
+    mixed = Batch(7, 1, [(AUDIO, b"a"), (EVENT, b"1"), (AUDIO, b"b"), (EVENT, b"2")])
+    cursor = opened("7-1", wants_sound=True)
+    assert [entry.body for entry in cursor.on_batch(mixed)] == [b"b", b"2"]
+
+
 def test_audio_alone_tells_that_a_number_is_missing():
     """It names the next one."""
     cursor = opened(wants_sound=True)
@@ -316,6 +332,18 @@ def test_what_is_held_during_a_read_is_bounded_and_read_instead(count, size):
     ]
 
 
+def test_what_comes_after_too_much_was_held_is_not_taken_for_what_came_before_the_read():
+    """Between it and the read lies what was let go."""
+    cursor = opened()
+    ring(cursor, 1)
+    ring(cursor, 3)
+    cursor.begin_read()
+    for number in range(4, HELD_MAX + 5):
+        ring(cursor, number)
+    assert said(cursor.on_view(view(batch(2)))) == ["2"]
+    assert read(cursor, view(batch(3, HELD_MAX + 2))) == [str(number) for number in range(3, HELD_MAX + 5)]
+
+
 def test_the_calls_end_is_the_watchs_end_at_once():
     """The channel says it after everything else."""
     cursor = opened()
@@ -357,6 +385,9 @@ def test_a_call_that_is_gone_is_lost_and_the_first_end_holds():
     cursor.begin_read()
     assert cursor.on_view(view(batch(1), state="ended")) == []
     assert cursor.end == WatchEnd(tombstone=None, lost=True)
+    (ended := opened()).on_ended(TOMBSTONE)
+    ended.on_lost()
+    assert ended.end == WatchEnd(tombstone=TOMBSTONE, lost=False)
 
 
 def test_the_answer_of_the_script_is_read_into_a_view():

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.core.envelope import VERSION, Bell, Envelope, EnvelopeError
+from fanout.core.envelope import (
+    VERSION,
+    Batch,
+    Bell,
+    Envelope,
+    EnvelopeError,
+    Farewell,
+    LogKind,
+    Ring,
+    unpack_feed,
+    unpack_ring,
+)
 from fanout.core.records import fingerprint, message_from_envelope, message_to_envelope, receipt_from_stored
 from fanout.core.subscriptions import Subscriptions
 from fanout.messages import Message, Receipt, Status, Tombstone
@@ -78,6 +89,54 @@ def test_fields_of_wrong_types_are_an_envelope_error(fields):
         except EnvelopeError:
             continue
         assert isinstance(value[0], str)
+
+
+@pytest.mark.parametrize("reads", [unpack_feed, unpack_ring, Batch.unpack])
+@given(st.binary() | st.recursive(st.none() | INTEGERS | st.binary() | st.text(), st.lists).map(msgpack.packb))
+def test_whatever_comes_on_a_calls_channels_is_known_or_an_envelope_error(reads, data):
+    """Anybody who may ring may ring wrongly."""
+    with pytest.raises(EnvelopeError):
+        reads(data, max_bytes=ROOMY)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[5, 1, [[9, b"x"]]], [5, 1, [[0]]], [5, 1, [["0", b"x"]]], [5, 1, 7], ["ended"], ["ended", 7], ["watch", 1, "x"]],
+    ids=repr,
+)
+def test_half_a_batch_is_none(fields):
+    """A kind that is not known might take a number or not: what follows could not be counted."""
+    packed = msgpack.packb([VERSION, *fields])
+    for reads in (unpack_feed, unpack_ring, Batch.unpack):
+        with pytest.raises(EnvelopeError):
+            reads(packed, max_bytes=ROOMY)
+
+
+def test_what_comes_on_a_calls_channels_is_told_apart():
+    """Messages and watchers ring one bell; the end of a call comes where its events come."""
+    assert unpack_ring(msgpack.packb([VERSION, "watch", 60_000, 0]), max_bytes=ROOMY) == Ring(60_000, 0)
+    bell = Bell("1-0", "m", "", "", b"x")
+    assert unpack_ring(msgpack.packb([VERSION, *bell]), max_bytes=ROOMY) == bell
+    assert unpack_feed(msgpack.packb([VERSION, "ended", b"t"]), max_bytes=ROOMY) == Farewell(b"t")
+    batch = Batch(5, 3, [(LogKind.SNAPSHOT, b"ss"), (LogKind.AUDIO, b"a"), (LogKind.EVENT, b"e")])
+    assert unpack_feed(batch.pack(), max_bytes=ROOMY) == batch
+
+
+@pytest.mark.parametrize(
+    ("kinds", "last", "begins"),
+    [
+        ([LogKind.SNAPSHOT, LogKind.EVENT, LogKind.AUDIO], 4, True),
+        ([LogKind.AUDIO, LogKind.SNAPSHOT], 3, False),
+        ([LogKind.AUDIO], 2, False),
+        ([], 2, False),
+    ],
+    ids=["all", "audio-first", "audio", "nothing"],
+)
+def test_audio_takes_no_number(kinds, last, begins):
+    """It comes in no log, and who doesn't listen must not see gaps where it was."""
+    batch = Batch(5, 3, [(kind, b"12") for kind in kinds])
+    assert (batch.last, batch.id, batch.size) == (last, f"5-{last}", 2 * len(kinds))
+    assert batch.begins_with_snapshot == begins
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x80"], ids=repr)

@@ -226,7 +226,8 @@ def test_an_entry_of_a_tool_call_with_its_result_is_one_line() -> None:
     [
         (404, "call_not_found", "`relay calls`"),
         (410, "call_ended", "`relay why rtc_1`"),
-        (409, "unknown_tool_call", "`relay transcript rtc_1`"),
+        (409, "unknown_tool_call", "`relay why rtc_1`"),
+        (409, "tool_call_answered", "`relay transcript rtc_1`"),
         (401, "invalid_api_key", "`relay token --scope read --scope control`"),
         (403, "missing_scope", "`relay token --scope read --scope control`"),
         (503, "region_unreachable", "--id msg_1"),

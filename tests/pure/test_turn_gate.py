@@ -363,6 +363,62 @@ def test_a_clients_request_that_the_model_never_answers_does_not_stop_the_others
     assert len(play.asks()) == 1
 
 
+def test_an_answer_for_now_lets_the_person_finish(play):
+    """The server answers the person by itself, and could not if this response were active."""
+    play.gate.turns.on_speech_started()
+    play.put("a", response={})
+    play.item("a")
+    assert play.asks() == []
+    play.gate.turns.on_speech_stopped(play.now)
+    assert play.gate.due(play.now, play.wall, 0) == pytest.approx(play.now + SETTLE_SECONDS)
+    play.created("vad", None)
+    play.pass_time(SETTLE_SECONDS)
+    play.done("vad")
+    assert len(play.asks()) == 1
+
+
+def test_an_interruption_lets_nobody_finish(play):
+    """That is what it is for."""
+    play.gate.turns.on_speech_started()
+    play.put("a", when="interrupt", response={})
+    play.item("a")
+    assert len(play.asks()) == 1
+
+
+def test_an_answer_to_the_person_that_the_relays_response_prevented_is_asked_for(play):
+    """Nothing is lost to an active response: also not what the server's turn detection wanted."""
+    play.put("a", response={})
+    play.item("a")
+    play.created_as_asked("ours")
+    assert play.error(None, ACTIVE)
+    play.done("ours")
+    assert len(play.asks()) == 2
+    assert "response" not in play.asks()[1]
+
+
+def test_an_answer_to_the_person_that_the_client_prevented_is_its_own_affair(play):
+    """As on a direct connection."""
+    play.client_asks("c.1")
+    play.created("theirs", {"of": "the client"})
+    assert not play.error(None, ACTIVE)
+    play.done("theirs")
+    assert play.asks() == []
+
+
+@pytest.mark.parametrize("waited", [True, False], ids=["waited here", "went straight on"])
+def test_a_refusal_without_a_name_is_of_the_response_that_was_asked_for(play, waited):
+    """Some servers leave the event id of an error empty; a client that was not held back hears of it."""
+    if waited:
+        play.put("a", response={})
+        play.item("a")
+    else:
+        play.client_asks("c.1")
+    play.created("vad", {"of": "another"})
+    assert play.error(None, ACTIVE) == waited
+    play.done("vad")
+    assert len(play.asks()) == (2 if waited else 0)
+
+
 def test_an_answer_that_is_wanted_too_late_is_not_asked_for(play):
     """The item stays, and the receipt says so."""
     play.created("theirs")
