@@ -25,7 +25,14 @@ MessageId = Annotated[
     ),
 ]
 Lifetime = Annotated[
-    int, Meta(ge=1, le=3_600_000, description="Milliseconds after which it is dropped, never delivered late.")
+    float,  # to JSON Schema 60000.0 is an integer too, and some languages write it so
+    Meta(
+        ge=1,
+        le=3_600_000,
+        multiple_of=1,
+        description="Milliseconds after which it is dropped, never delivered late.",
+        extra_json_schema={"type": "integer"},
+    ),
 ]
 _ItemId = Annotated[
     str,  # the length is the Realtime API's own limit
@@ -45,15 +52,23 @@ class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image
     """An image, a data URL in `image_url`."""
 
 
-class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+class SystemText(msgspec.Struct, frozen=True):  # a tag that stands in no union may be missing, a field may not
+    """Text, in `text`."""
+
+    type: Literal["input_text"]
+
+
+class OutputText(msgspec.Struct, frozen=True):
     """What the assistant is to have said, in `text`. Its audio cannot be given: the API's limit."""
+
+    type: Literal["output_text"]
 
 
 class SystemMessage(msgspec.Struct, frozen=True, tag_field="role", tag="system"):
     """Something for the model to know: it is told, and the person doesn't hear it."""
 
     type: Literal["message"]
-    content: Annotated[list[InputText], Meta(min_length=1)]
+    content: Annotated[list[SystemText], Meta(min_length=1)]
     id: _ItemId = ""
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``relay serve``, ``demo``, ``cert``, ``token``, and those of ``relay/shell.py`` for live calls."""
+"""The command line: ``relay serve``, ``demo``, ``cert``, ``token``, and those of ``relay/shell`` for live calls."""
 
 import argparse
 import asyncio
@@ -17,11 +17,12 @@ from pathlib import Path
 import uvloop
 
 from ops import logs
-from relay import demo, handoff, shell
+from relay import demo, handoff
 from relay.app import running
 from relay.children import write_ready_file
 from relay.config import ConfigError, Settings
 from relay.devcert import make_certificate
+from relay.shell import commands as shell
 from relay.tokens import SCOPES, mint
 
 # Young objects are collected in small lots, each well under 2 ms; a full collection, which stops the loop for 5 ms with

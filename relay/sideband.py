@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from fanout import BusTimeout, CallEnded, FanoutError, LogEntry, Message, RegionUnreachable, Status, Watch
+from relay.api.refusals import bus_refusal
 from relay.call import Services
 from relay.core import realtime
 from relay.core.actions import Side
@@ -42,8 +43,10 @@ class SideLeg:
         self._watchdog = Watchdog(settings, self)
         self._ending: asyncio.Future[tuple[SideWhy, Close]] = self._loop.create_future()
         self._sends: asyncio.TaskGroup | None = None
-        self._under_way = 0
+        self._under_way = self._under_way_bytes = 0
         self._is_held = False  # not read, since too much is under way
+        self._early: list[LogEntry] | None = []  # came while the connection was being handed over; None: it was
+        self._greeted = asyncio.Event()
         self.call_id = call_id
         self.attached: asyncio.Future[None] = self._loop.create_future()  # or why it cannot be
         self.connected: asyncio.Future[None] = self._loop.create_future()
@@ -66,11 +69,7 @@ class SideLeg:
             async with bus.watch(self.call_id, self._tenant, self._deliver, audio=self._audio) as watch:
                 self.attached.set_result(None)
                 await self.connected
-                if watch.session is not None:
-                    self._send(self._view.on_session(watch.session, _event_id()))
-                else:
-                    self.leg.pause()  # until the call has begun there is nobody to hear it
-                    self._is_held = True
+                self._begin(watch)
                 await self._live(watch)
         except FanoutError as error:
             if self.attached.done():
@@ -81,6 +80,14 @@ class SideLeg:
             self._watchdog.stop()
             self.leg.abort()
             self.leg.abandon()
+
+    def _begin(self, watch: Watch) -> None:
+        """Show the session as it was at the start of the watch, and what has come since."""
+        early, self._early = self._early or [], None
+        if watch.session is not None:
+            self._send(self._view.on_session(watch.session, _event_id()))
+        for entry in early:
+            self._deliver(entry)
 
     async def _live(self, watch: Watch) -> None:
         self._services.tally.side_legs += 1
@@ -138,7 +145,9 @@ class SideLeg:
 
     def _deliver(self, entry: LogEntry) -> None:
         """Take an entry of the call's log; called by the bus on the event loop, in order."""
-        if entry.kind == "gap":
+        if self._early is not None:
+            self._early.append(entry)  # for a turn or two of the loop
+        elif entry.kind == "gap":
             if self._view.is_greeted:
                 self.end(SideWhy.EVENTS_LOST)
         elif not self._ending.done():
@@ -148,9 +157,8 @@ class SideLeg:
         leg = self.leg
         for event in events:
             leg.send(event)
-        if events and self._is_held and self._under_way < _UNDER_WAY:
-            self._is_held = False
-            leg.resume()
+        if events:
+            self._greeted.set()
         if leg.blocked and leg.buffered() > self._most:
             self.end(SideWhy.SLOW)
 
@@ -166,15 +174,25 @@ class SideLeg:
         if event.type == "input_audio_buffer.append":
             self._refuse("audio_not_allowed", "A side leg sends no audio: the call's client does.", cause)
         elif self._sends is not None:
-            self._under_way += 1
-            self._sends.create_task(self._put(event.encoded(), cause))
-            if self._under_way >= _UNDER_WAY and not self._is_held:
-                self._is_held = True
-                self.leg.pause()
+            encoded = event.encoded()
+            self._count(1, len(encoded))
+            self._sends.create_task(self._put(encoded, cause))
+
+    def _count(self, events: int, size: int) -> None:
+        """Add to what is under way, or take from it; the peer is read while there is not too much."""
+        self._under_way += events
+        self._under_way_bytes += size
+        is_held = self._under_way >= _UNDER_WAY or self._under_way_bytes >= self._most
+        if is_held and not self._is_held:
+            self.leg.pause()
+        elif self._is_held and not is_held:
+            self.leg.resume()
+        self._is_held = is_held
 
     async def _put(self, event: bytes, cause: str | None) -> None:
         """Put an event into the call, and tell the peer if it came to nothing."""
         services = self._services
+        await self._greeted.wait()  # until the call has begun there is nobody to hear it
         message = Message(
             id=f"side_{secrets.token_hex(12)}",
             item=event,
@@ -194,12 +212,10 @@ class SideLeg:
             text = "The call's Redis did not answer: whether the event reached the model is not known."
             self._refuse("region_unreachable", text, cause)
         except FanoutError as failed:
-            self._refuse(type(failed).__name__, f"The event was not sent: {failed}.", cause)
+            refused = bus_refusal(failed)
+            self._refuse(refused.code, str(refused), cause)
         finally:
-            self._under_way -= 1
-            if self._is_held and self._view.is_greeted and self._under_way < _UNDER_WAY:
-                self._is_held = False
-                self.leg.resume()
+            self._count(-1, -len(event))
 
     def _refuse(self, code: str, text: str, cause: str | None) -> None:
         self.leg.send(realtime.error_event(_event_id(), "invalid_request_error", code, text, cause=cause))

@@ -14,7 +14,7 @@ _OBJECTS: Final = {"realtime": "realtime.session", "transcription": "realtime.tr
 
 def lifetime(body: SecretBody) -> int:
     """Return for how many seconds the secret can be used."""
-    return (body.expires_after or ExpiresAfter()).seconds
+    return int((body.expires_after or ExpiresAfter()).seconds)
 
 
 def session_defaults(body: SecretBody) -> bytes:

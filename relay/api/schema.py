@@ -141,7 +141,9 @@ class ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client secret can be used to begin its call. The call may last longer."""
 
     anchor: Literal["created_at"] = "created_at"
-    seconds: Annotated[int, _said("From when it was made.", ge=10, le=7200)] = 600
+    seconds: Annotated[
+        float, _said("From when it was made.", ge=10, le=7200, multiple_of=1, extra_json_schema={"type": "integer"})
+    ] = 600
 
 
 class SessionDefaults(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ time comes in as ``now`` (the loop's) and ``wall`` (seconds since the epoch, whi
 from typing import Any, Final, NamedTuple
 
 from relay.core.flights import DUPLICATE, Flight, Flights
-from relay.core.messages import Injection, Settled
+from relay.core.messages import WHEN, Injection, Settled
 from relay.core.realtime import encode
 from relay.core.responses import ACTIVE, Ask, Responses, expire
 from relay.core.tools import ToolCalls
@@ -53,7 +53,7 @@ class Gate:
         self._max_waiting = max_waiting
         self._next_event = 0
         # Lists and dicts, not deques: they are empty in most calls, and an empty deque has 600 bytes.
-        self._waiting: dict[str, list[Injection]] = {"interrupt": [], "now": [], "turn_end": []}
+        self._waiting: dict[str, list[Injection]] = {when: [] for when in WHEN}
         self._held: dict[str, Ask] = {}  # by group of tool calls: their results are not all there
         self._is_silencing = False  # the active response was cancelled here; the client is told when it is done
         self.turns = Turns()

@@ -1,10 +1,12 @@
 """A backend's message on its way into the conversation, and what became of it. Plain values."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from fanout.messages import Message
+
+WHEN: Final = ("interrupt", "now", "turn_end")
 
 
 class Settled(NamedTuple):
@@ -65,6 +67,8 @@ def read(message: Message) -> Injection:
         raise ValueError(str(problem)) from None
     if not isinstance(content, dict) or not isinstance(response, dict):
         raise ValueError("not a JSON object")
+    if message.when not in WHEN:
+        raise ValueError("an unknown 'when'")
     common: dict[str, Any] = {"message_id": message.id, "expires_at": message.expires_at, "when": message.when}
     if message.kind == "event":
         return _event(content, message.item_id, wants_answer=message.wants_response, **common)

@@ -18,11 +18,13 @@ from fanout import (
     Fanout,
     LogEntry,
     RegionUnreachable,
+    Tombstone,
     Watch,
     WatchEnd,
     new_call_id,
 )
 from fanout.core.keys import CallKeys, Keys
+from fanout.core.records import pack_tombstone
 from tests.contract.test_fanout_bus import KINDS
 from tests.support.bus import RedisBus, Session, eventually, live, taken
 from tests.support.redis_server import RedisServer, find_binary
@@ -169,6 +171,27 @@ async def test_watches_of_one_call_on_one_node_share_a_subscription_and_a_lease(
         await stack.enter_async_context(watching(b, session.id, audio=True))
         assert set(bus.channels()) - before == {keys.feed, keys.sound}
         assert ask(bus, session.id, "HLEN", keys.watchers) == 1
+
+
+async def test_watches_that_read_the_log_together_get_each_what_it_lacks(bus):
+    """One read serves them all, from the position that is furthest behind."""
+    async with bus.nodes("a", "b", "c", watch_read_max=1) as (a, b, c), AsyncExitStack() as stack:
+        session = await live(a)
+        first = await stack.enter_async_context(watching(c, session.id))
+        await watched(session)
+        for number in range(20):
+            session.call.log(b"%d" % number)
+            await session.call.wait_logged()
+        await first.wait_said("19")
+        positions = [entry.position for entry in first.entries]
+        readers = [
+            await stack.enter_async_context(watching(b, session.id, after=after)) for after in ("0-0", positions[4])
+        ]
+        for reader in readers:
+            await reader.wait_said("19")
+        told = list(map(str, range(20)))
+        assert [reader.said for reader in readers] == [told, told[5:]]
+        assert counts(b)["watch_reads"] > 20
 
 
 async def test_who_comes_back_with_its_position_misses_nothing(bus):
@@ -617,6 +640,22 @@ async def test_a_message_that_the_channel_lost_is_found_by_the_next_looks(one_se
             await reader.wait_said("x")
             assert counts(b)["watch_unheard"] == 1
             assert subscribe_commands(bus) == before + 1
+
+
+async def test_an_end_that_the_channel_lost_is_found_by_the_next_look(one_server):
+    """The tombstone is there, whoever wrote it."""
+    bus = one_server
+    async with bus.nodes("b", **LEASES) as (b,):
+        call_id = new_call_id("iad")
+        await b.reserve(call_id, "acme", seconds=60)
+        tombstone = Tombstone(
+            id=call_id, tenant="acme", node="a", region="iad", started_at=1.0, ended_at=2.0, why="left", fault="client"
+        )
+        async with watching(b, call_id) as reader:
+            bus.server.command(
+                "HSET", keys_of(call_id).tombstone, "tenant", "acme", "record", pack_tombstone(tombstone)
+            )
+            assert await reader.wait_ended() == WatchEnd(tombstone=tombstone, lost=False)
 
 
 def subscribe_commands(bus: RedisBus) -> int:

@@ -17,11 +17,11 @@ import aiohttp
 import pytest
 import structlog
 
-from relay import shell
 from relay.app import Node
-from relay.shell_node import Node as Asked
-from relay.shell_node import Place, Trouble
-from relay.shell_watch import Report, Watch
+from relay.shell import commands as shell
+from relay.shell.node import Node as Asked
+from relay.shell.node import Place, Trouble
+from relay.shell.watch import Report, Watch
 from tests.support.fleet import DemoFleet, Nodes, bearer, event, token, until
 from tests.support.redis_server import RedisServer
 

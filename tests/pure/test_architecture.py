@@ -27,7 +27,7 @@ def _named(package: str, names: str) -> list[str]:
 # Modules that decide and do nothing else: no loop, no socket, no clock, no environment, no log. Tests pass them `now`.
 PURE = (
     "relay.core.*",
-    *_named("relay", "admission shell_events shell_words"),
+    *_named("relay", "admission shell.events shell.words"),
     *_named("relay.api", "minting openapi page reading refusals routes schema sse transcript"),
     "fanout.core.*",
     *_named("fanout", "errors ids items messages settings"),

@@ -109,6 +109,12 @@ def message_item(**changes: Any) -> dict[str, Any]:
         pytest.param(message_item(content=None), "item.content", id="no content"),
         pytest.param(message_item(content=["hi"]), "item.content[0]", id="part is text"),
         pytest.param(message_item(content=[{}]), "item.content[0].type", id="part without type"),
+        pytest.param(
+            message_item(role="system", content=[{}]), "item.content[0].type", id="system's part without type"
+        ),
+        pytest.param(
+            message_item(role="assistant", content=[{}]), "item.content[0].type", id="assistant's part without"
+        ),
         pytest.param(message_item(content=[{"type": []}]), "item.content[0].type", id="part's type is a list"),
         pytest.param(message_item(content=[{"type": {}}]), "item.content[0].type", id="part's type is an object"),
         pytest.param(
@@ -187,7 +193,10 @@ def test_a_missing_item_is_named():
     assert (error.status, error.param) == (422, "item")
 
 
-@pytest.mark.parametrize("limits", [{"expires_in_ms": 1}, {"expires_in_ms": 3_600_000}, {"id": "x" * 64}, {"id": "0"}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"expires_in_ms": 1}, {"expires_in_ms": 60000.0}, {"expires_in_ms": 3_600_000}, {"id": "x" * 64}, {"id": "0"}],
+)
 def test_the_limits_themselves_are_allowed(limits):
     """They are the last good values."""
     parsed(**limits)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from relay.core.endings import Why
-from relay.shell_events import BadStream, Decoder, Narrator, Sent
-from relay.shell_node import Trouble, place, read_token
-from relay.shell_words import (
+from relay.shell.events import BadStream, Decoder, Narrator, Sent
+from relay.shell.node import Trouble, place, read_token
+from relay.shell.words import (
     ENDINGS,
     calls,
     duration,

@@ -1,6 +1,6 @@
 """The commands for people and scripts: `relay calls`, `watch`, `say`, `tool-result`, `hangup`, `why`, `transcript`.
 
-Each asks one node over HTTP and needs neither Redis nor the nodes' secrets. What is said is decided in `shell_words`.
+Each asks one node over HTTP and needs neither Redis nor the nodes' secrets. What is said is decided in `words.py`.
 Exit codes: 0 done, 1 the answer is no, 2 the question was wrong or nobody could be asked.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from relay import shell_words as words
-from relay.shell_node import NO, Node, Place, Trouble, place, read_token
-from relay.shell_watch import Report, Watch
+from relay.shell import words
+from relay.shell.node import NO, Node, Place, Trouble, place, read_token
+from relay.shell.watch import Report, Watch
 
 _PAGE: Final = 100
 _WAITS: Final = ("accepted", "delivered", "applied", "answered")

@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from relay.shell_events import BadStream, Decoder, Sent
-from relay.shell_words import hint, missing_token, plain
+from relay.shell.events import BadStream, Decoder, Sent
+from relay.shell.words import hint, missing_token, plain
 
 NO: Final = 1  # exit codes: the answer is no;
 WRONG: Final = 2  # the question was wrong, or nobody could be asked

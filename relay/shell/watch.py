@@ -1,6 +1,6 @@
 """Follows a call's events for `relay watch`, over broken connections too, until the call ends.
 
-How an event reads is decided in `shell_events`; how an ending reads, in `shell_words`.
+How an event reads is decided in `events.py`; how an ending reads, in `words.py`.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.shell_events import Narrator, Sent
-from relay.shell_node import Node, Trouble
+from relay.shell.events import Narrator, Sent
+from relay.shell.node import Node, Trouble
 
 PATIENCE_SECONDS: Final = 300.0  # without a connection
 _FIRST_PAUSE_SECONDS: Final = 0.25

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from relay.shell_words import duration, entry, plain
+from relay.shell.words import duration, entry, plain
 
 _EVENT_BYTES: Final = 4 << 20
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
