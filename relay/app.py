@@ -276,6 +276,10 @@ _BUS_GAUGES = {
     "outgoing": "Messages under way from this node.",
     "outgoing_bytes": "And their bytes.",
     "outgoing_held": "Messages that have their end and are kept for as long as Redis's replicas may lag.",
+    "watched": "Calls of this node whose events somebody watches.",
+    "heard": "Calls of this node whose audio somebody hears.",
+    "watches": "Side legs and event streams of this node.",
+    "watched_channels": "Channels that they are subscribed to.",
 }
 _BUS_COUNTERS = {
     "connects": "Connections made.",
@@ -302,6 +306,20 @@ _BUS_COUNTERS = {
     "repeated": "Publications of messages that had been published before.",
     "abandoned": "Messages given up long after their deadline, without an answer from an owner.",
     "holds_dropped": "Held messages let go early, for there were too many.",
+    "logged": "Events written to the logs of calls.",
+    "logged_bytes": "And their bytes.",
+    "log_dropped": "Events left out of logs: there was no room, or they were too large.",
+    "sounds": "Audio events sent to those who listen.",
+    "sounds_dropped": "Audio events let go: there was no room, or they were late, or nobody listened any more.",
+    "facts_written": "Facts about calls written.",
+    "facts_dropped": "Facts left out, for there was no room.",
+    "watch_entries": "Events and audio handed to side legs and event streams.",
+    "watch_gaps": "Times that one of them was told that events are missing.",
+    "watch_reads": "Logs read, at the start of a watch and where something was missing.",
+    "watch_failures": "Entries that a watcher of ours failed to take.",
+    "watch_unheard": "Times that a feed of a call turned out not to be heard though it was subscribed.",
+    "watch_unreadable": "Batches of logs skipped: malformed, or of a newer version.",
+    "lease_renewals": "Times that this node told a call's owner that somebody here watches it.",
 }
 
 

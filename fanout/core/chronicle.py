@@ -5,7 +5,6 @@ whoever watches sees a gap. The log is written only while somebody watches; fact
 A caller asks for a `flush`, carries it out, and gives its answer back. `now` is any steady clock.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -81,9 +80,9 @@ class Chronicle:
         self._order = 0
         self._pending: dict[int, _Entry] = {}  # oldest first
         self._pending_bytes = 0
-        self._sounds: deque[int] = deque()  # the places of sound among them
+        self._sounds: dict[int, None] = {}  # the places of sound among them, oldest first
         self._sound_bytes = 0
-        self._kept: deque[_Kept] = deque()
+        self._kept: list[_Kept] = []  # in the log, as far as this owner wrote it, oldest first
         self._kept_events = self._kept_bytes = 0
         self._is_trimmed = False  # before that the log may still have what an earlier owner wrote
         self._facts: dict[str, bytes] = {}
@@ -115,7 +114,7 @@ class Chronicle:
         if self._is_full:
             self.counts.sounds_dropped += 1
             return
-        self._sounds.append(self._order)
+        self._sounds[self._order] = None
         self._sound_bytes += size
         self._add(_Entry(LogKind.AUDIO, self._next, event))
 
@@ -188,9 +187,7 @@ class Chronicle:
         self._pending_bytes += len(entry.body)
 
     def _drop_sound(self) -> None:
-        size = len(self._pending.pop(self._sounds.popleft()).body)
-        self._pending_bytes -= size
-        self._sound_bytes -= size
+        self._pop(next(iter(self._sounds)))
         self.counts.sounds_dropped += 1
 
     def _snapshot(self) -> None:
@@ -303,12 +300,15 @@ class Chronicle:
             number = entry.number + (entry.kind is not LogKind.AUDIO)
             taken.append(entry)
         for place in list(islice(self._pending, len(taken))):
-            entry = self._pending.pop(place)
-            self._pending_bytes -= len(entry.body)
-            if entry.kind is LogKind.AUDIO:
-                self._sounds.popleft()
-                self._sound_bytes -= len(entry.body)
+            self._pop(place)
         return taken
+
+    def _pop(self, place: int) -> None:
+        entry = self._pending.pop(place)
+        self._pending_bytes -= len(entry.body)
+        if entry.kind is LogKind.AUDIO:
+            del self._sounds[place]
+            self._sound_bytes -= len(entry.body)
 
     def _take_facts(self) -> dict[str, bytes | None]:
         taken: dict[str, bytes | None] = {}
@@ -330,7 +330,7 @@ class Chronicle:
         while len(self._kept) > 1 and (
             self._kept_events > settings.log_max or self._kept_bytes > settings.log_max_bytes
         ):
-            gone = self._kept.popleft()
+            gone = self._kept.pop(0)
             self._kept_events -= gone.events
             self._kept_bytes -= gone.size
             self._is_trimmed = True

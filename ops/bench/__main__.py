@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ops.bench.bus import PLACES, BusBench, BusShape
 from ops.bench.bus_report import bus_note, bus_table
@@ -25,52 +25,72 @@ from ops.bench.processes import (
 )
 from ops.bench.report import rows, table
 from ops.bench.runs import Bench, Contender, Shape, rounds
+from ops.bench.side import MODES, SideBench, SideShape
+from ops.bench.side_report import side_note, side_table
 from ops.bench.site import Site
 
 _UPSTREAMS: Final = ("plain", "tls")
 _BUS: Final = "bus"
+_SIDE: Final = "side"
 _AT_ONCE: Final = (1, 50)
 _DIRECT: Final = "direct"
 _WINDOWS: Final = 5  # relay, aiohttp, picows, direct in each round; the scraped one once, counted as a full round
 _AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream and for the bus
+_AROUND_SIDE_SECONDS: Final = 20.0  # the same for the side legs
 _PATIENCE: Final = 2.0  # how much longer than planned it may take
+
+
+class Shapes(NamedTuple):
+    """How much of everything, in each part."""
+
+    plain: Shape
+    bus: BusShape
+    side: SideShape
 
 
 def main() -> int:
     """Run the benchmark; returns the process's exit code."""
     options = _options()
-    shape, bus_shape = _shape(options), _bus_shape(options)
-    kinds = [options.only] if options.only else [*_UPSTREAMS, _BUS]
+    shapes = Shapes(_shape(options), _bus_shape(options), _side_shape(options))
+    kinds = [options.only] if options.only else [*_UPSTREAMS, _BUS, _SIDE]
     raise_file_limit()
-    limit = _PATIENCE * sum(_planned_seconds(kind, shape, bus_shape) for kind in kinds)
+    limit = _PATIENCE * sum(_planned_seconds(kind, shapes) for kind in kinds)
     try:
-        results = asyncio.run(_within(limit, shape, bus_shape, kinds))
+        results = asyncio.run(_within(limit, shapes, kinds))
     except ChildFailed as error:
         print(error, file=sys.stderr)
         return 1
     except TimeoutError:
         print(f"The benchmark took longer than {limit:.0f} s, its limit, and was stopped.", file=sys.stderr)
         return 1
-    for kind, found in results["upstreams"].items():
-        print(table(_title(kind, shape), rows(kind, found)), end="\n\n")
-    if results["upstreams"]:
-        print(_note(results), end="\n\n" if results["bus"] else "\n")
-    for place, found in zip(PLACES, results["bus"].values(), strict=False):
-        print(bus_table(place, bus_shape, found), bus_note(found), sep="\n\n", end="\n\n")
+    _show(results, shapes)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     return 0
+
+
+def _show(results: dict[str, Any], shapes: Shapes) -> None:
+    for kind, found in results["upstreams"].items():
+        print(table(_title(kind, shapes.plain), rows(kind, found)), end="\n\n")
+    if results["upstreams"]:
+        print(_note(results), end="\n\n")
+    for place, found in zip(PLACES, results["bus"].values(), strict=False):
+        print(bus_table(place, shapes.bus, found), bus_note(found), sep="\n\n", end="\n\n")
+    if results["side"]:
+        print(side_table(shapes.side, results["side"]), side_note(results["side"]), sep="\n\n", end="\n\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ops.bench", description="The relay beside a plain aiohttp bridge, under the same load."
     )
-    parser.add_argument("--seconds", type=float, help="length of each measured window (10)")
-    parser.add_argument("--calls", type=int, help="calls under load (200; 20 for the bus)")
+    parser.add_argument("--seconds", type=float, help="length of each measured window (10; 4 for the side legs)")
+    parser.add_argument("--calls", type=int, help="calls under load (200; 20 for the bus, 50 with side legs)")
     parser.add_argument("--idle", type=int, help="calls in the memory measurement (500)")
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn; medians are shown (2)")
-    parser.add_argument("--only", choices=(*_UPSTREAMS, _BUS), help="one kind of upstream, or the bus")
+    parser.add_argument(
+        "--only", choices=(*_UPSTREAMS, _BUS, _SIDE), help="one kind of upstream, the bus, the side legs"
+    )
     parser.add_argument("--quick", action="store_true", help="a look of a minute, whose figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser.parse_args()
@@ -99,19 +119,34 @@ def _bus_shape(options: argparse.Namespace) -> BusShape:
     )
 
 
-def _planned_seconds(kind: str, shape: Shape, bus_shape: BusShape) -> float:
+def _side_shape(options: argparse.Namespace) -> SideShape:
+    quick = options.quick
+    return SideShape(
+        calls=options.calls or 50,
+        seconds=options.seconds or (1.0 if quick else 4.0),
+        warm_up_seconds=0.5 if quick else 1.0,
+        rounds=options.rounds or (1 if quick else 2),
+    )
+
+
+def _planned_seconds(kind: str, shapes: Shapes) -> float:
+    shape, bus_shape, side_shape = shapes
+    if kind == _SIDE:
+        windows = len(MODES) * side_shape.rounds
+        return windows * (side_shape.seconds + side_shape.warm_up_seconds) + _AROUND_SIDE_SECONDS
     if kind == _BUS:
         windows = len(PLACES) * bus_shape.rounds * 2
         return windows * (bus_shape.seconds + bus_shape.warm_up_seconds) + _AROUND_SECONDS
     return shape.rounds * _WINDOWS * (shape.seconds + shape.warm_up_seconds) + _AROUND_SECONDS
 
 
-async def _within(limit: float, shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str, Any]:
+async def _within(limit: float, shapes: Shapes, kinds: list[str]) -> dict[str, Any]:
     async with asyncio.timeout(limit):
-        return await _run(shape, bus_shape, kinds)
+        return await _run(shapes, kinds)
 
 
-async def _run(shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str, Any]:
+async def _run(shapes: Shapes, kinds: list[str]) -> dict[str, Any]:
+    shape = shapes.plain
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
         home = await stack.enter_async_context(running_redis(folder))
@@ -120,8 +155,9 @@ async def _run(shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str,
         site = Site(folder, home.url)
         bench = Bench(shape, load, model)
         upstreams = {kind: await _against(kind, shape, site, bench, model) for kind in kinds if kind in _UPSTREAMS}
-        bus = BusBench(bus_shape, load, model, site, home)
+        bus = BusBench(shapes.bus, load, model, site, home)
         places = {place.name: await bus.measure(place) for place in PLACES} if _BUS in kinds else {}
+        side = await SideBench(shapes.side, load, model, site, home).measure() if _SIDE in kinds else {}
     return {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -129,8 +165,10 @@ async def _run(shape: Shape, bus_shape: BusShape, kinds: list[str]) -> dict[str,
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
         "shape": asdict(shape),
         "upstreams": upstreams,
-        "bus_shape": asdict(bus_shape),
+        "bus_shape": asdict(shapes.bus),
         "bus": places,
+        "side_shape": asdict(shapes.side),
+        "side": side,
     }
 
 

@@ -10,9 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ops.bench.measure import cpu, machine
 from ops.bench.processes import Peer, Server, running_peer, running_redis
-from ops.bench.runs import Contender
+from ops.bench.runs import Contender, streams
 from ops.bench.site import Site
 
 _OPEN_AT_ONCE: Final = 10
@@ -106,23 +105,7 @@ class BusBench:
 
     async def streams(self, pids: dict[str, int], seconds: float) -> dict[str, Any]:
         """Measure the calls' audio, and the CPU time of some processes, for so long."""
-        load, model = self._load, self._model
-        pids = pids | {"redis": self._redis.pid}
-        await model.ask("begin")
-        await load.ask("begin")
-        before, idle = {name: cpu(pid) for name, pid in pids.items()}, machine()
-        await asyncio.sleep(seconds)
-        used = {name: cpu(pid).since(before[name]).total for name, pid in pids.items()}
-        shares = machine().since(idle)
-        down, up = await load.ask("end"), await model.ask("end")
-        return {
-            "cpu_seconds": used,
-            "machine": shares,
-            "lost_calls": down["lost"],
-            "up_ms": up["received"]["latency_ms"],
-            "down_ms": down["received"]["latency_ms"],
-            "senders_latest_ms": {"load": down["sent"]["latest_ms"], "model": up["sent"]["latest_ms"]},
-        }
+        return await streams(self._load, self._model, pids | {"redis": self._redis.pid}, seconds)
 
     async def arrived(self, first: int, end: int) -> dict[str, Any]:
         """What came to the model of the messages with these numbers."""

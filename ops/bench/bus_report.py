@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ops.bench.bus import BusShape, Place
 from ops.bench.grid import Line, grid
+from ops.bench.measure import middle
 
 LATE_MS: Final = 10.0  # of a sender: beyond it, the machine did something else, and a missed target is not judged
 NEAR_MS: Final = {"p50": 1.0, "p99": 5.0}
@@ -34,41 +35,34 @@ def bus_note(found: dict[str, Any]) -> str:
     idle = min(run["machine"]["idle"] for run in runs)
     return (
         f"{sent} messages, {odd} not answered 200, {missing} did not arrive, {repeated} arrived twice; {lost} calls "
-        f"were lost; the machine was {idle:.0%} idle, a sender {_latest(runs):.1f} ms late at worst."
+        f"were lost; the machine was {idle:.0%} idle, a sender {latest_ms(runs):.1f} ms late at worst."
     )
 
 
-def _latest(runs: list[dict[str, Any]]) -> float:
+def latest_ms(runs: list[dict[str, Any]]) -> float:
+    """How late a sender ever was."""
     return float(max(max(run["senders_latest_ms"].values()) for run in runs))
-
-
-def _middle(runs: list[dict[str, Any]], *path: str) -> float | None:
-    values: list[Any] = list(runs)
-    for key in path:
-        values = [value[key] for value in values]
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def _arrivals(place: Place, runs: list[dict[str, Any]]) -> Iterable[Line]:
     limits = {share: place.delay_ms + ms for share, ms in (BEYOND_LINK_MS if place.delay_ms else NEAR_MS).items()}
     for share in ("p50", "p90", "p99", "max"):
-        figure = _middle(runs, "arrived", "latency_ms", share)
+        figure = middle(runs, "arrived", "latency_ms", share)
         line = Line(f"publish to model {share}, ms", (figure,))
         if share in limits and figure is not None:
-            met = figure < limits[share] or (None if _latest(runs) > LATE_MS else False)
+            met = figure < limits[share] or (None if latest_ms(runs) > LATE_MS else False)
             line = line._replace(target=f"< {limits[share]:g} ms", met=met)
         yield line
     for share in ("p50", "p99"):
-        yield Line(f"POST to its answer {share}, ms", (_middle(runs, "sent", "answer_ms", share),))
+        yield Line(f"POST to its answer {share}, ms", (middle(runs, "sent", "answer_ms", share),))
     if place.delay_ms:
-        yield Line("the link's own lateness p50, ms", (_middle(runs, "link_late_ms", "p50"),))
+        yield Line("the link's own lateness p50, ms", (middle(runs, "link_late_ms", "p50"),))
 
 
 def _audio(found: dict[str, Any]) -> Iterable[Line]:
     for way in ("up", "down"):
         for share in ("p50", "p99", "max"):
-            loaded, plain = (_middle(found[name], f"{way}_ms", share) for name in ("with", "without"))
+            loaded, plain = (middle(found[name], f"{way}_ms", share) for name in ("with", "without"))
             added = loaded - plain if loaded is not None and plain is not None and share != "max" else None
             yield Line(f"audio {way} {share}, ms", (loaded, plain, added))
 

@@ -72,9 +72,10 @@ class _Load:
         """Begin to speak: so many frames a second on all calls together."""
         self._pacer.start(rate)
 
-    def still(self) -> None:
-        """Stop speaking."""
+    def still(self) -> int:
+        """Stop speaking; returns how many frames were sent since `stream`."""
         self._pacer.stop()
+        return self._pacer.frames
 
     def begin(self) -> None:
         """Open a window."""

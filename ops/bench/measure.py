@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, NamedTuple
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -67,6 +68,15 @@ def machine() -> Machine:
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Return the value below which that share of an ordered, not empty sample lies (nearest rank)."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def middle(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
+    """Return the median over the rounds of the figure at a path; None where no round has it."""
+    values: list[Any] = list(runs)
+    for key in path:
+        values = [value[key] for value in values]
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from picows import WSFrame, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
-from ops.bench.events import APPEND, DELTA, SESSION_CREATED
+from ops.bench.events import APPEND, DELTA, SESSION_CREATED, WORDS
 from ops.bench.messages import CREATE, Items
 from ops.bench.orders import Order, run_peer
 from ops.bench.traffic import Arrivals, Connection, Pacer
@@ -64,6 +64,7 @@ class _Model:
         self._arrivals = Arrivals(APPEND)
         self._items = Items()
         self._pacer = Pacer(DELTA, self._live, _STAMP_EVERY)
+        self._words = Pacer(WORDS, self._live, _STAMP_EVERY)
 
     async def listen(self, cert: str | None, key: str | None, takes_items: bool = False) -> int:
         """Open a port, with TLS if there is a certificate."""
@@ -85,13 +86,17 @@ class _Model:
     def _accept_items(self, _: WSUpgradeRequest) -> Connection:
         return _ItemCall(self._arrivals, self._live, self._items)
 
-    def stream(self, rate: float) -> None:
-        """Begin to speak: so many frames a second on all calls together."""
+    def stream(self, rate: float, words: float = 0.0) -> None:
+        """Begin to speak: so many frames of audio, and of its transcript, a second on all calls together."""
         self._pacer.start(rate)
+        if words:
+            self._words.start(words)
 
-    def still(self) -> None:
-        """Stop speaking."""
+    def still(self) -> dict[str, int]:
+        """Stop speaking; returns how many frames were sent since `stream`."""
         self._pacer.stop()
+        self._words.stop()
+        return {"audio": self._pacer.frames, "words": self._words.frames}
 
     def begin(self) -> None:
         """Open a window."""

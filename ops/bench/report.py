@@ -1,10 +1,10 @@
 """What the figures say: a table for each kind of upstream, with the targets and whether they were met."""
 
 from collections.abc import Iterable, Sequence
-from statistics import median
 from typing import Any, Final, NamedTuple
 
 from ops.bench.grid import VERDICTS, figure
+from ops.bench.measure import middle
 
 CPU_RATIO: Final = {"plain": 0.60, "tls": 0.75}  # of the aiohttp bridge's CPU time per frame, at most
 ADDED_P99_MS: Final = 2.0
@@ -42,30 +42,21 @@ def rows(kind: str, results: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _middle(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
-    """Return the median over the rounds of the figure at a path."""
-    values: list[Any] = list(runs)
-    for key in path:
-        values = [value[key] for value in values]
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
 def _cpu(kind: str, steady: dict[str, Any]) -> Iterable[Row]:
     for part in ("total", "user", "system"):
-        relay, aiohttp = (_middle(steady[name], "cpu_us", part) for name in ("relay", "aiohttp"))
+        relay, aiohttp = (middle(steady[name], "cpu_us", part) for name in ("relay", "aiohttp"))
         row = Row(f"CPU per frame, {part}, µs", relay, aiohttp)
         if part == "total" and row.ratio is not None:
             row = row._replace(target=f"ratio ≤ {CPU_RATIO[kind]:.2f}", met=row.ratio <= CPU_RATIO[kind])
         yield row
         if part == "total":
-            yield Row("  a bare picows bridge's, µs", _middle(steady["picows"], "cpu_us", part), aiohttp)
+            yield Row("  a bare picows bridge's, µs", middle(steady["picows"], "cpu_us", part), aiohttp)
 
 
 def _latency(steady: dict[str, Any]) -> Iterable[Row]:
     for way in ("up", "down"):
         for share in ("p50", "p99", "max"):
-            found = {name: _middle(runs, f"{way}_ms", share) for name, runs in steady.items()}
+            found = {name: middle(runs, f"{way}_ms", share) for name, runs in steady.items()}
             yield Row(f"latency {way} {share}, ms", found["relay"], found["aiohttp"], found["direct"])
             if share != "max":
                 yield _added(f"  added to direct, {share}, ms", found, share)

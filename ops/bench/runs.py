@@ -147,3 +147,22 @@ async def rounds(bench: Bench, shape: Shape, contenders: Sequence[Contender]) ->
         for contender in contenders:
             results[contender.name].append(await bench.steady(contender))
     return results
+
+
+async def streams(load: Peer, model: Peer, pids: dict[str, int], seconds: float) -> dict[str, Any]:
+    """Measure the audio of calls that speak, and the CPU time of some processes, for so long."""
+    await model.ask("begin")
+    await load.ask("begin")
+    before, idle = {name: cpu(pid) for name, pid in pids.items()}, machine()
+    await asyncio.sleep(seconds)
+    used = {name: cpu(pid).since(before[name]).total for name, pid in pids.items()}
+    shares = machine().since(idle)
+    down, up = await load.ask("end"), await model.ask("end")
+    return {
+        "cpu_seconds": used,
+        "machine": shares,
+        "lost_calls": down["lost"],
+        "up_ms": up["received"]["latency_ms"],
+        "down_ms": down["received"]["latency_ms"],
+        "senders_latest_ms": {"load": down["sent"]["latest_ms"], "model": up["sent"]["latest_ms"]},
+    }

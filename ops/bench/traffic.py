@@ -13,28 +13,30 @@ _TICK_SECONDS: Final = 0.001
 
 
 class Arrivals:
-    """Counts the frames of one direction while a window is open, and keeps the ages of those that are stamped."""
+    """Counts the frames of one direction, and keeps the ages of those that are stamped while a window is open."""
 
     def __init__(self, event: StampedEvent) -> None:
-        self.frames = 0
-        self._event = event
+        self.event = event
+        self.frames = 0  # in all
+        self._frames_before = 0
         self._ages_ns: list[int] = []
 
     def add(self, frame: WSFrame) -> None:
         """Take a text frame."""
         self.frames += 1
-        age = self._event.age_ns(frame.get_payload_as_memoryview())
+        age = self.event.age_ns(frame.get_payload_as_memoryview())
         if age is not None:
             self._ages_ns.append(age)
 
     def begin(self) -> None:
         """Open a window."""
-        self.frames = 0
+        self._frames_before = self.frames
         self._ages_ns = []
 
     def end(self) -> dict[str, Any]:
         """What came since `begin`; times in milliseconds."""
-        return {"frames": self.frames, "latency_ms": summary([age / 1e6 for age in self._ages_ns])}
+        ages = summary([age / 1e6 for age in self._ages_ns])
+        return {"frames": self.frames - self._frames_before, "latency_ms": ages}
 
 
 class Connection(WSListener):
@@ -79,11 +81,13 @@ class Pacer:
         self._send_to = send_to
         self._stamp_every = stamp_every
         self._timer: asyncio.TimerHandle | None = None
-        self.frames = 0
+        self.frames = 0  # since `start`
+        self._frames_before = 0
         self._latest = 0.0
 
     def start(self, frames_per_second: float) -> None:
         """Begin to send."""
+        self.frames = self._frames_before = 0
         self._rate, self._sent, self._since = frames_per_second, 0, time.monotonic()
         self._tick()
 
@@ -94,12 +98,12 @@ class Pacer:
 
     def begin(self) -> None:
         """Open a window."""
-        self.frames = 0
+        self._frames_before = self.frames
         self._latest = 0.0
 
     def end(self) -> dict[str, Any]:
         """What was sent since `begin`."""
-        return {"frames": self.frames, "latest_ms": self._latest * 1e3}
+        return {"frames": self.frames - self._frames_before, "latest_ms": self._latest * 1e3}
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)

@@ -19,7 +19,8 @@ and make keys for their clients. Any node answers for every call of the fleet, w
 Errors have OpenAI's shape. What is answered with 503 is over soon: `Retry-After` says when to come again.\
 """
 _SCOPES: Final = (
-    "A JWT (HS256) with `exp`, `tenant`, `scope` (a list of `call`, `control`, `read`, `mint`) and, if wanted, `agent`."
+    "A token is a JWT (HS256) with `exp`, `tenant`, `scope` (a list of `call`, `control`, `read`, `mint`) and, if "
+    "wanted, `agent`."
 )
 _TEXTS: Final = {"application/json": "object", "text/plain": "string", "text/html": "string"}  # a stream has no schema
 _VARIABLE: Final = re.compile(r"{(\w+)}")

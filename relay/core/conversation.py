@@ -237,6 +237,8 @@ class Conversation:
 
     def _on_buffer(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         self._gate.turns.on_buffer_empty(now)
+        if event.get("type") == "input_audio_buffer.committed":
+            self._gate.responses.on_heard()
         return self._hidden.passed(message, event), self._gate.on_answer(str(event.get("type")))
 
     def _on_item_changed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:

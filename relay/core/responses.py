@@ -48,6 +48,7 @@ class Responses:
         "_not_before",
         "_queue",
         "_requested",
+        "_was_heard",
         "active",
     )
 
@@ -59,6 +60,7 @@ class Responses:
         self._asked: Ask | None = None  # whose the active response is, if it was asked for here
         self._keeps_metadata = False  # the server was seen to
         self._not_before = -math.inf  # when a response that is not known here may be over; inf: see ``look``
+        self._was_heard = False  # a person said something since the active response began
         self.active: str | None = None  # the response of the default conversation, whoever asked for it
 
     @property
@@ -138,6 +140,7 @@ class Responses:
         """A response of the default conversation began; ours is known by its metadata where the server keeps it."""
         settled, requested = self._superseded(), self._requested
         self.active, self._asked, self._not_before = str(response.get("id")), None, -math.inf
+        self._was_heard = False
         metadata = response.get("metadata")
         mark = metadata.get(_ASKED_BY) if isinstance(metadata, dict) else None
         self._keeps_metadata |= mark is not None
@@ -188,19 +191,24 @@ class Responses:
             trouble = error("response_failed", "The model could not answer.")
         return settled + _settled(asked, "failed", trouble)
 
+    def on_heard(self) -> None:
+        """What a person said is in the conversation: the server may want to answer it."""
+        self._was_heard = True
+
     def on_turn_refused(self) -> bool:
         """Something lost against the active response, and the model doesn't say what; whether that is mended here.
 
-        It is the response that was asked for, if one was. Else it is the server's own, to what a person said: if the
-        active one is of the relay's asking it would have come without us, so it is asked for when that one is done.
+        It is the response that was asked for, if one was and may not be the active one. Else it is the server's own,
+        to what a person said: if the active one is of the relay's asking it would have come without us, so it is asked
+        for when that one is done.
         """
-        if self._requested is not None:
+        if self._requested is not None and not (self._is_doubtful and self._was_heard):
             ask = self._requested.ask
             if not ask.wanted_by and not ask.has_waited:
                 self._requested = None
                 return False
             return self.on_refused(self._requested.event_id, {"code": ACTIVE})[0]
-        if self._asked is None or not self._asked.wanted_by:
+        if self._asked is None or not (self._asked.wanted_by or self._asked.has_waited):
             return False
         if not any(ask.has_waited and not ask.client_event_id for ask in self._queue):
             self._queue.insert(0, Ask([], has_waited=True))

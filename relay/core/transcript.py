@@ -17,13 +17,14 @@ Fact = tuple[str, bytes | None]
 class Transcript:
     """The facts of one call; each method takes an event of the model's and returns those that changed."""
 
-    __slots__ = ("_dropped", "_next", "_places", "_usage")
+    __slots__ = ("_dropped", "_next", "_places", "_responses", "_usage")
 
     def __init__(self) -> None:
         self._places: dict[str, tuple[str, dict[str, Any]]] = {}  # item id -> name of its fact, entry
         self._next = 0
         self._dropped = 0
         self._usage: dict[str, Any] = {}
+        self._responses = 0
 
     def on_session(self, session: dict[str, Any]) -> list[Fact]:
         """The effective session."""
@@ -91,8 +92,8 @@ class Transcript:
         usage = response.get("usage")
         if isinstance(usage, dict):
             _sum(self._usage, usage)
-            self._usage["responses"] = self._usage.get("responses", 0) + 1
-            facts.append(("usage", encode(self._usage)))
+            self._responses += 1
+            facts.append(("usage", encode({**self._usage, "responses": self._responses})))
         return facts
 
 

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from ops.bench.side import MODES, SideShape
+from ops.bench.side_report import side_table
 from tests.bench.many_calls import Size, measure
 from tests.bench.report import table
 from tests.support.bus import QUICK
@@ -28,6 +32,49 @@ def test_messages_reach_the_model_while_the_bus_is_measured(tmp_path):
         assert place in ran.stdout
     (far,) = places["between regions"]["with"]
     assert far["arrived"]["latency_ms"]["p50"] > 40
+
+
+def test_side_legs_get_every_frame_while_they_are_measured(tmp_path):
+    """With audio all of both sides, without it the transcript; the calls go on in each of the modes."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "ops.bench", "--only", "side", "--quick", "--seconds", "0.5", "--calls", "10"]
+    ran = subprocess.run([*command, "--json", str(figures)], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(figures.read_text())["side"]
+    for mode in MODES:
+        (run,) = found[mode.name]
+        assert run["lost_calls"] == 0, mode
+        assert run["up_ms"]["count"] > 0, mode
+        assert run["down_ms"]["count"] > 0, mode
+        if mode.has_side_legs:
+            heard = {kind: run["heard"][kind]["frames"] for kind in run["due"]}
+            assert heard == run["due"], mode
+            assert (run["heard"]["lost"], run["dropped"]) == (0, 0), mode
+            assert run["heard"]["words"]["latency_ms"]["count"] > 0, mode
+            assert (heard["up"] > 0) == (heard["down"] > 0) == mode.has_audio, mode
+    assert "0 did not arrive" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("added_ms", "late_ms", "verdict"),
+    [(4.9, 1.0, "met"), (5.1, 1.0, "MISSED"), (5.1, 11.0, "not judged")],
+    ids=["met", "missed", "sender late"],
+)
+def test_what_side_legs_add_to_a_call_is_judged_if_the_senders_were_in_time(added_ms, late_ms, verdict):
+    """A machine that does something else meanwhile says nothing about the node."""
+    table = side_table(SideShape(50, 4.0, 1.0, 1), {mode.name: [_side_run(mode, added_ms, late_ms)] for mode in MODES})
+    judged = [line for line in table.splitlines() if line.endswith("< 5 ms")]
+    assert len(judged) == 2
+    assert all(f"  {verdict}" in line for line in judged)
+
+
+def _side_run(mode, added_ms, late_ms):
+    ages = {"p50": 0.1, "p99": 0.5 + added_ms * mode.has_audio, "max": 9.0}
+    run = {"up_ms": ages, "down_ms": ages, "senders_latest_ms": {"load": late_ms}}
+    run["cpu_seconds"] = {"owner": 1.0, "other": 0.5, "redis": 0.1}
+    if mode.has_side_legs:
+        run["heard"] = {kind: {"latency_ms": ages} for kind in ("up", "down", "words")}
+    return run
 
 
 async def test_a_node_with_many_calls_is_measured_through_an_outage():

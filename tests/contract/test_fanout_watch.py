@@ -30,7 +30,7 @@ from tests.support.bus import RedisBus, Session, eventually, live, taken
 from tests.support.redis_server import RedisServer, find_binary
 from tests.support.redis_sets import ClusterSet, SentinelSet
 
-LEASES: dict[str, Any] = {"renew_seconds": 0.1, "lease_seconds": 1.0}
+LEASES: dict[str, Any] = {"renew_seconds": 0.1, "lease_seconds": 1.2}  # short enough to see one run out
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if kind != "memory"])
@@ -231,7 +231,7 @@ async def test_who_comes_back_too_late_is_told_of_a_gap(bus):
 
 async def test_who_comes_back_after_the_log_stood_still_is_told_of_a_gap(bus):
     """Nobody watched, so what happened meanwhile was never written."""
-    async with bus.nodes("a", "b", lease_seconds=0.2, renew_seconds=0.05) as (a, b):
+    async with bus.nodes("a", "b", **LEASES) as (a, b):
         session = await live(a)
         session.call.note("session", b"{}")
         async with watching(b, session.id) as reader:
@@ -243,9 +243,10 @@ async def test_who_comes_back_after_the_log_stood_still_is_told_of_a_gap(bus):
         async with watching(b, session.id, after=reader.position) as again, watching(b, session.id) as anew:
             await watched(session)
             session.call.log(b"3")
-            await again.wait_said("gap", "session", "3")
-            await anew.wait_said("session", "3")
-            assert (again.said, anew.said) == (["gap", "session", "3"], ["session", "3"])
+            for reader in (again, anew):
+                await reader.wait_said("3")
+            assert again.said == ["gap", "session", "3"]
+            assert anew.said in (["session", "3"], ["3"])  # it came before the log began again, or just after
 
 
 @pytest.mark.parametrize("after", ["nonsense", f"{'9' * 15}-1", f"{'9' * 400}-1"])
@@ -376,12 +377,12 @@ async def test_audio_comes_between_the_events_to_those_who_want_it(bus):
 
 async def test_leases_are_renewed_for_as_long_as_somebody_watches(bus):
     """And run out by themselves: leaving revokes none."""
-    async with bus.nodes("a", "b", lease_seconds=0.3, renew_seconds=0.05) as (a, b):
+    async with bus.nodes("a", "b", **LEASES) as (a, b):
         session = await live(a)
         async with watching(b, session.id):
             await watched(session)
             renewals = counts(b)["lease_renewals"]
-            await eventually(lambda: counts(b)["lease_renewals"] > renewals + 10)
+            await eventually(lambda: counts(b)["lease_renewals"] > renewals + 15)  # longer than a lease
             assert session.call.is_watched
         assert session.call.is_watched
         await eventually(lambda: not session.call.is_watched)
@@ -401,6 +402,7 @@ async def test_the_last_watch_that_leaves_takes_the_subscription_with_it(bus):
                 pass
         await eventually(lambda: set(bus.channels()) == before)
         assert (counts(b)["watches"], counts(b)["watched_channels"]) == (0, 0)
+        await eventually(lambda: not any(task.get_name() == f"watch {session.id}" for task in asyncio.all_tasks()))
 
 
 async def test_another_tenants_call_and_one_that_never_was_look_the_same(bus):

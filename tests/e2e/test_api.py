@@ -171,6 +171,25 @@ async def test_the_same_event_id_twice_is_one_event(nodes: Nodes) -> None:
     assert (status, answer["error"]["code"]) == (409, "idempotency_conflict")
 
 
+async def test_a_result_that_nobody_waits_for_any_more_is_410_with_its_receipt(nodes: Nodes) -> None:
+    """Its tool call was deleted from the conversation: the backend need not try again."""
+    node = await nodes.add()
+    call_id, client = await call_on(nodes, node)
+    tool = {"type": "function", "name": "lookup", "parameters": {"type": "object", "properties": {}}}
+    await client.send_json({"type": "session.update", "session": {"type": "realtime", "tools": [tool]}})
+    item = {**HELLO, "content": [{"type": "input_text", "text": "lookup, please"}]}
+    await client.send_json({"type": "conversation.item.create", "item": item})
+    await client.send_json({"type": "response.create"})
+    called = await event(client, "response.function_call_arguments.done")
+    await event(client, "response.done")
+    delete = {"type": "conversation.item.delete", "item_id": called["item_id"]}
+    assert (await post(nodes, node, events_path(call_id), delete))[1]["status"] == "applied"
+    result = {"type": "function_call_output", "call_id": called["call_id"], "output": "{}"}
+    status, answer = await nodes.put(node, call_id, {"item": result})
+    assert (status, answer["error"]["code"]) == (410, "tool_call_late")
+    assert answer["receipt"]["status"] == "rejected"
+
+
 # Hangup
 
 
@@ -403,29 +422,56 @@ async def test_a_call_can_be_followed_before_its_client_connects(nodes: Nodes) -
     assert [sent.type for sent in events].count("session.created") == 1
 
 
+@asynccontextmanager
+async def slow_reader(node: Node, call_id: str) -> AsyncIterator[socket.socket]:
+    """A reader for which the kernel holds next to nothing; it takes nothing by itself."""
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        reader.connect(("127.0.0.1", int(node.url.rpartition(":")[2])))
+        head = f"GET /v1/realtime/calls/{call_id}/events HTTP/1.1\r\nHost: relay\r\nConnection: close"
+        reader.sendall(f"{head}\r\nAuthorization: Bearer {token('read')}\r\n\r\n".encode())
+        await until(lambda: session_of(call_id)._owned.is_watched)
+        yield reader
+
+
+async def chatter(client: Any, items: int) -> None:
+    """The call has events of about 200 KB for each item."""
+    item = {**HELLO, "content": [{"type": "input_text", "text": "x" * 100_000}]}
+    for _ in range(items):
+        await client.send_json({"type": "conversation.item.create", "item": item})
+        await event(client, "conversation.item.done")
+
+
 async def test_a_reader_that_is_too_slow_is_told_and_costs_the_call_nothing(nodes: Nodes) -> None:
     """What waits for it is bounded; its stream ends honestly, and it can go on from its position."""
     node = await nodes.add()
     call_id, client = await call_on(nodes, node)
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        slow.connect(("127.0.0.1", int(node.url.rpartition(":")[2])))
-        head = (
-            f"GET /v1/realtime/calls/{call_id}/events HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {token('read')}"
-        )
-        slow.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
-        await until(lambda: session_of(call_id)._owned.is_watched)
-        for _ in range(30):  # more than the kernel and the node hold together
-            item = {**HELLO, "content": [{"type": "input_text", "text": "x" * 100_000}]}
-            await client.send_json({"type": "conversation.item.create", "item": item})
-            await event(client, "conversation.item.done")
-        await client.send_json({"type": "response.create"})
-        await event(client, "response.done")
-        slow.settimeout(10)
-        got = await asyncio.to_thread(lambda: b"".join(iter(lambda: slow.recv(1 << 20), b"")))
+    async with slow_reader(node, call_id) as reader:
+        await chatter(client, 30)  # more than the kernel and the node hold together
+        await say(client)
+        reader.settimeout(10)
+        got = await asyncio.to_thread(lambda: b"".join(iter(lambda: reader.recv(1 << 20), b"")))
     events = got.split(b"\nevent: ")
     assert events[-1].startswith(b"relay.too_slow\n")
-    assert len(events) < 200
+    assert len(events) < 60
+
+
+async def test_a_reader_that_takes_nothing_for_too_long_is_cut(nodes: Nodes) -> None:
+    """There is no way to tell it; what it holds is freed."""
+    node = await nodes.add(STALL_SECONDS="0.5")
+    call_id, client = await call_on(nodes, node)
+    async with slow_reader(node, call_id) as reader:
+        assert await watches(nodes, node) == 1
+        await chatter(client, 5)
+
+        async def is_cut() -> bool:
+            return await watches(nodes, node) == 0
+
+        await until(is_cut)
+        await say(client)
+        reader.settimeout(10)
+        got = await asyncio.to_thread(lambda: b"".join(iter(lambda: reader.recv(1 << 20), b"")))
+    assert not got.endswith(b"\r\n0\r\n\r\n"), "a stream that was cut must not look like one that ended"
 
 
 async def test_a_draining_node_ends_its_streams_and_begins_none(nodes: Nodes) -> None:
@@ -449,20 +495,21 @@ async def test_a_reader_that_leaves_leaves_nothing_behind(nodes: Nodes) -> None:
     """Its watch is over within a second or two, not at the next comment."""
     node = await nodes.add()
     call_id, _ = await call_on(nodes, node)
-
-    async def watches() -> int:
-        async with nodes.http.get(node.ops_url + "/status") as response:
-            return int((await response.json())["bus"]["regions"]["iad"]["watches"])
-
     async with stream(nodes, node, call_id) as reader:
         await reader.next()
-        assert await watches() == 1
+        assert await watches(nodes, node) == 1
         reader.response.close()
 
     async def is_over() -> bool:
-        return await watches() == 0
+        return await watches(nodes, node) == 0
 
     await until(is_over)
+
+
+async def watches(nodes: Nodes, node: Node) -> int:
+    """How many watches the node has."""
+    async with nodes.http.get(node.ops_url + "/status") as response:
+        return int((await response.json())["bus"]["regions"]["iad"]["watches"])
 
 
 @pytest.mark.parametrize(

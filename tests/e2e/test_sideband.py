@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,6 +25,14 @@ from tests.support.fleet import Nodes, bearer, closed, event, system_message, to
 Event = dict[str, Any]
 APPEND = "input_audio_buffer.append"
 DELTA = "response.output_audio.delta"
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+# Without this it reads on only while fewer than 16 events wait for its user, and then its own close takes ten seconds.
+READS_ALL: Any = {"max_queue": None}
 LOOKUP = {"type": "function", "name": "lookup", "parameters": {"type": "object", "properties": {}}}
 
 
@@ -67,17 +77,21 @@ class Call:
 
 
 @pytest.fixture
-async def call(nodes: Nodes) -> Call:
+async def call(nodes: Nodes) -> AsyncIterator[Call]:
     """A call whose client has its ``session.created``."""
-    return await Call.begin(nodes)
+    begun = await Call.begin(nodes)
+    yield begun
+    await begun.client.close()
 
 
 @asynccontextmanager
-async def attached(node: Node, call_id: str, **query: str) -> AsyncIterator[AsyncRealtimeConnection]:
+async def attached(
+    node: Node, call_id: str, options: Any = READS_ALL, **query: str
+) -> AsyncIterator[AsyncRealtimeConnection]:
     """A side leg of the official SDK."""
     async with (
         AsyncOpenAI(api_key=token("control"), base_url=f"{node.url}/v1", max_retries=0) as sdk,
-        sdk.realtime.connect(call_id=call_id, extra_query=query) as leg,
+        sdk.realtime.connect(call_id=call_id, extra_query=query, websocket_connection_options=options) as leg,
     ):
         yield leg
 
@@ -118,8 +132,7 @@ async def ended(leg: AsyncRealtimeConnection) -> tuple[int, str, list[str]]:
             try:
                 kinds.append((await leg.recv()).type)
             except ConnectionClosed as end:
-                assert end.rcvd is not None, "cut without a CLOSE"
-                return end.rcvd.code, end.rcvd.reason, kinds
+                return (end.rcvd.code, end.rcvd.reason, kinds) if end.rcvd is not None else (1006, "", kinds)
 
 
 def ids(events: list[Event]) -> list[str]:
@@ -362,16 +375,18 @@ async def test_the_last_events_come_before_the_end(nodes: Nodes) -> None:
 
 async def test_one_that_does_not_read_is_cut_and_costs_the_call_nothing(nodes: Nodes) -> None:
     """What it does not take is bounded on its node; the owner never hears of it."""
-    limits = {"SIDE_BUFFER_BYTES": "65536", "WRITE_BUFFER_BYTES": "32768", "SOCKET_BUFFER_BYTES": "16384"}
+    limits = {"SIDE_BUFFER_BYTES": "262144", "WRITE_BUFFER_BYTES": "32768", "SOCKET_BUFFER_BYTES": "16384"}
     call = await Call.begin(nodes, CLOSE_SECONDS="5", **limits)
-    async with watching(call) as leg, watching(call, call.owner) as other:
-        for number in range(100):  # 20 MB of events: more than the SDK and the kernel take unread
-            await call.send("conversation.item.create", item=words("x" * 100_000) | {"id": f"item_{number}"})
+    async with watching(call) as reads, attached(call.other, call.id, options={"max_queue": 4}) as leg:
+        await heard(leg, "session.created")
+        for number in range(200):  # 20 MB of events: more than the SDK and the kernel take unread
+            await call.send("conversation.item.create", item=words("x" * 50_000) | {"id": f"item_{number}"})
             assert (await call.seen("conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
-            assert (await heard(other, "conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
+            assert (await heard(reads, "conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
         code, why, before = await ended(leg)
         assert (code, why) == (1013, "side_leg_slow")
-        assert 0 < len(before) < 200
+        print("BEFORE", len(before))
+        assert 4 < len(before) < 400
         assert await call.lives()
 
 
@@ -391,12 +406,212 @@ async def test_a_draining_node_sends_its_side_legs_elsewhere(call: Call) -> None
 
 
 async def test_a_node_that_leaves_takes_its_side_legs_and_nothing_else(nodes: Nodes) -> None:
-    """Its lease on the call runs out by itself; those of other nodes go on."""
+    """Its lease on the call runs out by itself; the legs of other nodes see all that follows."""
     call = await Call.begin(nodes)
-    async with nodes.node("c") as node, asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
-        leg = await stack.enter_async_context(watching(call, node))
-        other = await stack.enter_async_context(watching(call))
-        leaving = tasks.create_task(ended(leg))
-    assert (await leaving)[:2] == (1012, "node_draining")
+    async with AsyncExitStack() as legs:
+        async with nodes.node("c") as node:
+            leg = await legs.enter_async_context(watching(call, node))
+            other = await legs.enter_async_context(watching(call))
+        assert await ended(leg) == (1012, "node_draining", ["input_audio_buffer.cleared"])
+        assert await call.lives()
+        assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
+
+
+async def test_a_node_that_is_killed_takes_its_side_legs_and_nothing_else(nodes: Nodes) -> None:
+    """Nobody closes anything: the owner goes on logging until the lease is over, and that is all."""
+    call = await Call.begin(nodes)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "serve"),
+        env=os.environ | nodes.environment("killed"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(20):
+            ready = json.loads(await process.stderr.readline())  # type: ignore[union-attr]
+        node = Node(ready["url"], ready["ops_url"], *[None] * 3)  # type: ignore[arg-type]
+        async with watching(call, node) as leg, watching(call) as other:
+            process.kill()
+            assert (await ended(leg))[0] == 1006
+            assert await call.lives()
+            assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+# Before the call begins
+
+
+async def test_it_may_come_before_the_client_and_be_heard_first(nodes: Nodes) -> None:
+    """A backend that minted a key prepares the call: nothing that it says is lost, nothing that happens is missed."""
+    owner, other = await nodes.add("a"), await nodes.add("b")
+    async with AsyncOpenAI(api_key=token("mint"), base_url=f"{other.url}/v1") as sdk:
+        secret = await sdk.realtime.client_secrets.create()
+    call_id: str = secret.model_extra["call_id"]  # type: ignore[index]
+    async with attached(other, call_id) as leg:
+        await leg.session.update(session={"type": "realtime", "instructions": "Be kind."})
+        for number in range(10):
+            await leg.conversation.item.create(item=words("hello") | {"id": f"item_{number}"})
+        await (await leg._connection.ping())  # SDKs hang up on a server that answers none
+        client = await nodes.connect(owner, headers=bearer(secret.value))
+        created = await event(client, "session.created")
+        greeting = (await leg.recv()).to_dict()
+        assert (greeting["type"], greeting["session"]["id"]) == ("session.created", created["session"]["id"])
+        at_client = [each for _ in range(10) for each in await up_to("conversation.item.done", client.receive_json)]
+        at_side = [each for _ in range(10) for each in await heard(leg, "conversation.item.done")]
+    assert ids(at_side) == ids(at_client)
+    assert [each["item"]["id"] for each in at_side if "item" in each][::2] == [f"item_{number}" for number in range(10)]
+    assert at_side[0]["session"]["instructions"] == "Be kind."
+
+
+async def test_one_that_leaves_before_the_client_comes_has_said_nothing(nodes: Nodes) -> None:
+    """What it wanted was for a call in which it takes part."""
+    owner, other = await nodes.add("a"), await nodes.add("b")
+    async with AsyncOpenAI(api_key=token("mint"), base_url=f"{other.url}/v1") as sdk:
+        secret = await sdk.realtime.client_secrets.create()
+    async with attached(other, secret.model_extra["call_id"]) as leg:  # type: ignore[index]
+        await leg.conversation.item.create(item=words("hello"))
+    await until(lambda: side_legs(nodes, other, 0))
+    client = await nodes.connect(owner, headers=bearer(secret.value))
+    await event(client, "session.created")
+    await client.send_str('{"type": "input_audio_buffer.clear"}')
+    assert kinds(await up_to("input_audio_buffer.cleared", client.receive_json)) == ["input_audio_buffer.cleared"]
+
+
+async def side_legs(nodes: Nodes, node: Node, number: int) -> bool:
+    """Whether a node has so many."""
+    async with nodes.http.get(f"{node.ops_url}/status") as response:
+        return bool((await response.json())["side_legs"]["live"] == number)
+
+
+async def test_what_it_says_just_before_it_leaves_is_heard(call: Call) -> None:
+    """A script attaches, says one thing and goes."""
+    for number in range(5):
+        async with attached(call.other, call.id) as leg:
+            await heard(leg, "session.created")
+            await leg.conversation.item.create(item=words("hello") | {"id": f"item_{number}"})
+    for number in range(5):
+        assert (await call.seen("conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
+
+
+async def test_one_that_attaches_in_the_middle_misses_nothing_from_there_on(call: Call) -> None:
+    """Events that come while its connection is made are the first that it gets."""
+
+    async def go_on() -> None:
+        while True:
+            await call.send("input_audio_buffer.clear")
+            at_client.extend(ids(await call.seen("input_audio_buffer.cleared")))
+
+    at_client: list[str] = []
+    at_side: list[str] = []
+    async with watching(call), asyncio.TaskGroup() as tasks:
+        talking = tasks.create_task(go_on())
+        for _ in range(20):
+            async with attached(call.other, call.id) as leg:
+                await heard(leg, "session.created")
+                at_side += ids([each for _ in range(5) for each in await heard(leg, "input_audio_buffer.cleared")])
+        talking.cancel()
+    for first in range(0, 100, 5):
+        start = at_client.index(at_side[first])
+        assert at_side[first : first + 5] == at_client[start : start + 5]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "status", "code"),
+    [
+        ("", {}, 401, "missing_token"),
+        ("", bearer(token("control", secret="x" * 32)), 401, "invalid_api_key"),
+        ("", bearer(token("control", seconds=-60)), 401, "invalid_api_key"),
+        ("", bearer(token("call", "read", "mint")), 403, "missing_scope"),
+        ("", bearer(token("control", tenant="evil")), 404, "call_id_not_found"),
+        ("", bearer(token("control", call=new_call_id("iad"))), 404, "call_id_not_found"),
+        ("x", bearer(token("control")), 404, "call_id_not_found"),
+        ("&call_id=rtc_iad_other", bearer(token("control")), 101, ""),
+        ("&model=sim", bearer(token("control")), 400, "contradictory_query"),
+        ("&intent=transcription", bearer(token("control")), 400, "contradictory_query"),
+        ("&audio=yes", bearer(token("control")), 422, "invalid_value"),
+        ("&audio=1", bearer(token("control")) | {"Origin": "https://evil.example"}, 403, "origin_not_allowed"),
+        ("&audio=1", bearer(token("control")) | {"Sec-WebSocket-Version": "12"}, 426, "unsupported_version"),
+    ],
+)
+async def test_what_may_not_attach_is_refused_before_the_upgrade(
+    call: Call, query: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    """As an HTTP status, in OpenAI's error shape; and nothing of it is left on the node."""
+    url = f"{call.other.url}/v1/realtime?call_id={call.id}{query}"
+    async with call.nodes.http.get(url, headers=HANDSHAKE | headers) as response:
+        assert response.status == status
+        if status != 101:
+            assert (await response.json())["error"]["code"] == code
+            assert await side_legs(call.nodes, call.other, 0)
+
+
+@pytest.mark.parametrize("call_id", ["rtc_iad_nobody", "rtc_mars_nobody", "nonsense", "", "rtc_iad_" + "x" * 80])
+async def test_a_call_that_is_not_there_is_404_in_openais_words(nodes: Nodes, call_id: str) -> None:
+    """Whether its id could be one or not; the SDK shows the status."""
+    node = await nodes.add()
+    with pytest.raises(InvalidStatus) as refused:
+        async with attached(node, call_id):
+            pass
+    answer = refused.value.response
+    assert (answer.status_code, json.loads(answer.body)["error"]["code"]) == (404, "call_id_not_found")
+
+
+async def test_a_call_that_has_ended_is_410_with_why(call: Call) -> None:
+    """For an hour its end is known."""
+    await call.client.close()
+
+    async def is_over() -> bool:
+        return (await call.nodes.get(call.other, f"/v1/realtime/calls/{call.id}"))[1]["state"] == "ended"
+
+    await until(is_over)
+    with pytest.raises(InvalidStatus) as refused:
+        async with attached(call.other, call.id):
+            pass
+    answer = refused.value.response
+    error = json.loads(answer.body)["error"]
+    assert (answer.status_code, error["code"]) == (410, "call_ended")
+    assert "client_closed" in error["message"]
+
+
+async def test_a_node_takes_as_many_side_legs_as_calls(nodes: Nodes) -> None:
+    """Admission is by count, and they don't take the calls' room."""
+    call = await Call.begin(nodes, MAX_CALLS="1")
+    async with attached(call.other, call.id):
+        with pytest.raises(InvalidStatus) as refused:
+            async with attached(call.other, call.id):
+                pass
+        assert (refused.value.response.status_code, refused.value.response.headers["Retry-After"]) == (503, "2")
+        assert json.loads(refused.value.response.body)["error"]["code"] == "node_full"
+        second = await nodes.connect(call.other)
+        await event(second, "session.created")
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x82\x82\0\0\0\0hi", 1003),  # binary
+        (b"\x83\x80\0\0\0\0", 1002),  # a reserved opcode
+        (b"\x80\x80\0\0\0\0", 1002),  # continues nothing
+        (b"\x81\x01x", 1002),  # not masked
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),  # not UTF-8
+        (b"\x81\xff\0\0\0\0\x02\0\0\0\0\0\0\0", 1009),  # 32 MiB announced
+        (b"\x88\x82\0\0\0\0\x0f\xa0", 4000),  # its own CLOSE comes back
+    ],
+    ids=["binary", "opcode", "continuation", "unmasked", "utf8", "too-big", "close"],
+)
+async def test_a_bad_frame_ends_the_side_leg_alone(call: Call, frame: bytes, code: int) -> None:
+    """RFC 6455, section 7.4.1; the call has nothing to do with it."""
+    url = f"{call.other.url}/v1/realtime?call_id={call.id}"
+    protocols = ("realtime", f"openai-insecure-api-key.{token('control')}")
+    leg = await call.nodes.http.ws_connect(url, protocols=protocols)  # as from a page
+    assert (leg.protocol, leg._response.headers["X-Call-Id"]) == ("realtime", call.id)
+    await event(leg, "session.created")
+    leg._response.connection.transport.write(frame)
+    assert (await closed(leg))[0] == code
     assert await call.lives()
-    await heard(other, "input_audio_buffer.cleared")
+    await until(lambda: side_legs(call.nodes, call.other, 0))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.admission import Refused, Room, Wanted, admit, bearer, check_origin, choose_protocol
+from relay.admission import Attachment, Refused, Room, Wanted, admit, attachment, bearer, check_origin, choose_protocol
 
 ROOM = Room(accepting=True, live=0, max_calls=2)
 KEY = "openai-insecure-api-key."
@@ -136,6 +136,59 @@ def test_what_cannot_become_a_call_is_refused_before_the_upgrade(room, query, st
     refused = caught.value
     assert (refused.status, refused.code, refused.param, refused.retry_after) == (status, code, param, retry_after)
     assert refused.kind == ("server_error" if status == 503 else "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("query", "session_type", "wanted"),
+    [
+        ({}, "transcription", Wanted(None, "transcription")),
+        ({"model": "m"}, "transcription", Wanted("m", None)),
+        ({"model": ""}, "transcription", Wanted("d", None)),
+        ({"intent": "realtime"}, "transcription", Wanted("d", "realtime")),
+        ({"intent": "transcription", "model": "m"}, "realtime", Wanted("m", "transcription")),
+        ({}, "realtime", Wanted("d", None)),
+    ],
+    ids=["the secret's", "a model", "an empty model", "an intent", "both", "a conversation"],
+)
+def test_a_call_is_of_the_kind_that_its_secret_was_made_for(query, session_type, wanted):
+    """As at OpenAI: an intent or a model of its own comes first."""
+    assert admit(ROOM, query, "d", session_type) == wanted
+
+
+def test_a_transcription_needs_a_place_as_any_other_call():
+    """It weighs as much."""
+    with pytest.raises(Refused) as caught:
+        admit(Room(accepting=True, live=2, max_calls=2), {}, None, "transcription")
+    assert caught.value.code == "node_full"
+
+
+# Side legs
+
+
+@pytest.mark.parametrize(
+    ("query", "audio"), [({}, False), ({"audio": "0"}, False), ({"audio": "1"}, True)], ids=["unsaid", "no", "yes"]
+)
+def test_a_side_leg_hears_the_call_only_if_it_asks_to(query, audio):
+    """Audio is most of what a call sends."""
+    assert attachment({"call_id": "rtc_x", **query}) == Attachment("rtc_x", audio)
+
+
+@pytest.mark.parametrize("name", ["model", "intent"])
+def test_a_query_that_attaches_and_begins_is_refused(name):
+    """Whichever were meant, the other would be a surprise; also if it is empty."""
+    for value in ("", "m"):
+        with pytest.raises(Refused) as caught:
+            attachment({"call_id": "rtc_x", name: value})
+        refused = caught.value
+        assert (refused.status, refused.code, refused.param) == (400, "contradictory_query", name)
+
+
+@pytest.mark.parametrize("audio", ["", "true", "2", "01"], ids=repr)
+def test_an_audio_that_is_neither_is_refused(audio):
+    """Silence would look like a fault of the call's."""
+    with pytest.raises(Refused) as caught:
+        attachment({"call_id": "rtc_x", "audio": audio})
+    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "invalid_value", "audio")
 
 
 def test_the_last_place_is_given():

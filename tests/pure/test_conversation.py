@@ -463,7 +463,8 @@ def seen(actions: list[Any]) -> dict[str, Any]:
     """Who sees an error, and its event id there."""
     shown = [("client", passed(actions)), *(("watchers", each) for each in logged(actions))]
     found = {who: json.loads(each)["error"]["event_id"] for who, each in shown if each is not None}
-    return found | dict(("sender", status) for _, status in settled(actions))
+    senders = [status for _, status in settled(actions)]
+    return found | ({"sender": senders[0]} if senders else {})
 
 
 def error(cause: str | None, code: str = "invalid_value") -> bytes:

@@ -34,6 +34,14 @@ def test_what_was_minted_is_what_is_read():
     assert verify(token, [NEW]) == Claims("acme", frozenset({"call", "read"}), **claims)
 
 
+def test_a_client_secret_says_whether_its_call_has_a_session_of_its_own():
+    """Then the call must not begin without it; what is None is left out."""
+    token = mint(NEW, tenant="acme", scope=["call"], expires_at=time.time() + HOUR, session=True, plan=None)
+    assert verify(token, [NEW]) == Claims("acme", frozenset({"call"}), session=True)
+    with pytest.raises(BadToken, match="session"):
+        verify(signed(session="yes"), [NEW])
+
+
 def test_a_token_without_optional_claims_has_the_default_agent():
     """Any JWT library can make one from the three required claims."""
     assert verify(signed(), [NEW]) == Claims("acme", frozenset({"call"}), agent="default")
