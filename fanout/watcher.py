@@ -96,7 +96,7 @@ class _Line:
         self.channel = keys.sound if subject.with_sound else keys.feed
         self.watches: dict[Watch, None] = {}
         self.look_at = 0.0
-        self.task: asyncio.Task[None] | None = None
+        self.is_followed = False
         self._changed = asyncio.Event()
 
     @property
@@ -249,8 +249,9 @@ class Watcher:
         watch.cursor.on_look(view.last)
         soon = self._now() + self._soon
         line.look_at = min(line.look_at or soon, soon)
-        if line.task is None:
-            line.task = self._tasks.start(self._follow(line), name=f"watch {watch.call_id}")
+        if not line.is_followed:
+            line.is_followed = True
+            self._tasks.start(self._follow(line), name=f"watch {watch.call_id}")
         line.wake()
 
     def _leave(self, line: _Line, watch: Watch) -> None:
@@ -263,8 +264,7 @@ class Watcher:
         if not self._by_channel[line.channel]:
             del self._by_channel[line.channel]
             self._store.unwant(line.channel)
-        if line.task is not None:
-            line.task.cancel()
+        line.wake()
 
     # -- a line's task
 
@@ -272,7 +272,7 @@ class Watcher:
         """Renew the lease and read what is missing, for as long as somebody watches."""
         backoff = Backoff(self._settings.backoff_seconds, self._settings.backoff_max_seconds)
         try:
-            while True:
+            while line.watches:
                 pause = line.look_at - self._now()
                 if not line.open:
                     await line.wait(None)

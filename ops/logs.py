@@ -30,4 +30,6 @@ def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
         foreign_pre_chain=shared,
     )
     handler.setFormatter(formatter)
+    # It has a traceback for every malformed request, and anybody can send those; handlers log what they fail at.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

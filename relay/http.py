@@ -34,6 +34,7 @@ class Api:
     ) -> None:
         self._services = services
         self._settings = services.settings
+        self._accepting = accepting
         opening, backend = Opening(services, calls, side_legs, accepting), Backend(services)
         self._streams = Streams(services, accepting)
         about = About(ROUTES)
@@ -103,6 +104,9 @@ class Api:
     async def _on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Just before the head of an answer is written, other than that of an upgrade."""
         request[_BEGUN] = True
+        if not self._accepting():  # a load balancer sends the next request elsewhere
+            response.force_close()
+            response.headers[hdrs.CONNECTION] = "close"
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None:
             response.headers.update(_cors(origin))

@@ -9,7 +9,7 @@ import jwt
 from relay.admission import Refused
 
 _BROWSER_PREFIX: Final = "ek_"  # client tokens look like OpenAI's: its SDKs accept no other in a browser
-_LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
+LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
 SCOPES: Final = frozenset({"call", "control", "read", "mint"})
 
 
@@ -45,7 +45,7 @@ def verify(token: str, secrets: Sequence[str]) -> Claims:
                 text,
                 secret,
                 algorithms=["HS256"],
-                leeway=_LEEWAY_SECONDS,
+                leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "tenant", "scope"], "verify_aud": False},
             )
         except jwt.InvalidSignatureError:

@@ -5,6 +5,7 @@ JSON values.
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,8 @@ class _Window:
         if mode.has_side_legs:
             await listeners.ask("begin")
         found = await bench.streams(self._pids | {"listeners": listeners.pid})
+        busy = (1 - found["machine"]["idle"]) * (os.cpu_count() or 1)
+        found["others_cpus"] = busy - sum(found["cpu_seconds"].values()) / bench.shape.seconds
         sent = await bench.be_still()
         if mode.has_side_legs:
             found["due"] = {kind: frames if mode.has_audio or kind == "words" else 0 for kind, frames in sent.items()}

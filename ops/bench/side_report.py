@@ -9,6 +9,7 @@ from ops.bench.measure import middle
 from ops.bench.side import ALONE, AUDIO, DIRECT, MODES, SideShape
 
 ADDED_P99_MS: Final = 5.0
+OTHERS_CPUS: Final = 0.2  # used by processes that are not ours: beyond it, a missed target is not judged
 
 _PROCESSES: Final = {"owner": "the calls' node", "other": "the side legs' node", "redis": "Redis"}
 _KINDS: Final = {"up": "client's audio", "down": "model's audio", "words": "transcript"}  # by direction
@@ -35,8 +36,8 @@ def side_note(found: dict[str, list[dict[str, Any]]]) -> str:
     idle, lost = min(run["machine"]["idle"] for run in runs), sum(run["lost_calls"] for run in runs)
     return (
         f"{due} frames for side legs, {missing} did not arrive, {dropped} of them left out by the calls' node; "
-        f"{legs} side legs and {lost} calls were lost; the machine was {idle:.0%} idle, a sender "
-        f"{latest_ms(runs):.1f} ms late at worst."
+        f"{legs} side legs and {lost} calls were lost; the machine was {idle:.0%} idle, others "
+        f"had {_others(runs):.2f} of its CPUs, a sender was {latest_ms(runs):.1f} ms late at worst."
     )
 
 
@@ -46,19 +47,30 @@ def _audio(found: dict[str, list[dict[str, Any]]]) -> Iterable[Line]:
             figures = [middle(found[mode.name], f"{way}_ms", share) for mode in MODES]
             yield Line(f"audio {way} {share}, ms", tuple(figures))
             if share != "max":
-                yield _added(f"  added to direct, {share}, ms", figures, found, share)
+                line = _added(f"  added to direct, {share}, ms", figures)
+                yield _judged(line, found[AUDIO.name]) if share == "p99" else line
 
 
-def _added(label: str, figures: list[float | None], found: dict[str, list[dict[str, Any]]], share: str) -> Line:
-    """What the node adds in each mode; with audio is judged, where the senders were in time."""
+def _added(label: str, figures: list[float | None]) -> Line:
+    """What the node adds in each mode to what the load costs without one."""
     direct = figures[MODES.index(DIRECT)]
     added = [None if figure is None or direct is None else figure - direct for figure in figures]
     added[MODES.index(DIRECT)] = None
-    line, judged = Line(label, tuple(added)), added[MODES.index(AUDIO)]
-    if share != "p99" or judged is None:
+    return Line(label, tuple(added))
+
+
+def _judged(line: Line, runs: list[dict[str, Any]]) -> Line:
+    """With audio it counts, if the machine did nothing else meanwhile."""
+    added = line.figures[MODES.index(AUDIO)]
+    if added is None:
         return line
-    is_late = latest_ms([*found[AUDIO.name], *found[DIRECT.name]]) > LATE_MS
-    return line._replace(target=f"< {ADDED_P99_MS:g} ms", met=judged < ADDED_P99_MS or (None if is_late else False))
+    is_busy = latest_ms(runs) > LATE_MS or _others(runs) > OTHERS_CPUS
+    return line._replace(target=f"< {ADDED_P99_MS:g} ms", met=added < ADDED_P99_MS or (None if is_busy else False))
+
+
+def _others(runs: list[dict[str, Any]]) -> float:
+    """How many CPUs were used at worst by what is not the benchmark's."""
+    return float(max(run["others_cpus"] for run in runs))
 
 
 def _side_legs(found: dict[str, list[dict[str, Any]]]) -> Iterable[Line]:

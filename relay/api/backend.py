@@ -40,7 +40,7 @@ from relay.api.schema import (
     Waiting,
 )
 from relay.call import Services
-from relay.tokens import mint
+from relay.tokens import LEEWAY_SECONDS, mint
 
 _AUDIO: Final = "input_audio_buffer.append"
 _HANGUP_SECONDS: Final = 60.0  # after that a call that nobody could reach is not hung up any more
@@ -178,7 +178,8 @@ class Backend:
         call_id = new_call_id(self._bus.new_home())
         expires_at = int(services.wall()) + seconds
         try:
-            await self._bus.reserve(call_id, caller.tenant, seconds=seconds, session=session)
+            kept = seconds + LEEWAY_SECONDS  # as long as some node may take the key
+            await self._bus.reserve(call_id, caller.tenant, seconds=kept, session=session)
         except FanoutError as error:
             raise bus_refusal(error) from None
         value = mint(

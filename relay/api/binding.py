@@ -43,6 +43,7 @@ def bind(route: Route, handler: Callable[..., Awaitable[web.StreamResponse]], se
 
     async def answer(request: web.Request) -> web.StreamResponse:
         caller = authenticate(bearer(request.headers), secrets, scope)
+        _check_call(caller, request.match_info.get("call_id"))
         query = read_query(request.query, route.query) if route.query else None
         headers = read_headers(request.headers, route.headers) if route.headers else None
         raw = await request.read() if route.body else b""
@@ -50,6 +51,15 @@ def bind(route: Route, handler: Callable[..., Awaitable[web.StreamResponse]], se
         return await handler(Asked(request, caller, query, headers, body, raw))
 
     return answer
+
+
+def _check_call(caller: Claims, call_id: str | None) -> None:
+    """A token that names a call is for nothing else."""
+    if caller.call is None or caller.call == call_id:
+        return
+    if call_id is None:
+        raise Refused(403, "token_for_one_call", "The token is for one call alone.", kind="permission_error")
+    raise Refused(404, "call_not_found", f"No live call {call_id!r}.")
 
 
 def answer_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -86,7 +86,10 @@ def _busy(text: str, *codes: str) -> Answer:
 _TOKEN: Final = {
     401: _error("No token, or none that can be accepted.", "missing_token", "invalid_api_key"),
     403: _error(
-        "The token lacks the scope, or the page's origin is not allowed.", "missing_scope", "origin_not_allowed"
+        "The token lacks the scope, or is for another call alone, or the page's origin is not allowed.",
+        "missing_scope",
+        "token_for_one_call",
+        "origin_not_allowed",
     ),
 }
 _NO_CALL: Final = {404: _error("No such call of this tenant.", "call_not_found")}

@@ -198,11 +198,12 @@ class Responses:
     def on_turn_refused(self) -> bool:
         """Something lost against the active response, and the model doesn't say what; whether that is mended here.
 
-        It is the response that was asked for, if one was and may not be the active one. Else it is the server's own,
-        to what a person said: if the active one is of the relay's asking it would have come without us, so it is asked
-        for when that one is done.
+        It is the response that was asked for, if one was, unless a person said something while another was active:
+        then it is the server's own answer to that. If the active one is of the relay's asking that answer would have
+        come without us, so it is asked for when the active one is done.
         """
-        if self._requested is not None and not (self._is_doubtful and self._was_heard):
+        is_servers = self.active is not None and self._was_heard
+        if self._requested is not None and not is_servers:
             ask = self._requested.ask
             if not ask.wanted_by and not ask.has_waited:
                 self._requested = None

@@ -56,22 +56,28 @@ def test_side_legs_get_every_frame_while_they_are_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("added_ms", "late_ms", "verdict"),
-    [(4.9, 1.0, "met"), (5.1, 1.0, "MISSED"), (5.1, 11.0, "not judged")],
-    ids=["met", "missed", "sender late"],
+    ("added_ms", "late_ms", "others", "verdict"),
+    [
+        (4.9, 1.0, 0.0, "met"),
+        (5.1, 1.0, 0.0, "MISSED"),
+        (5.1, 11.0, 0.0, "not judged"),
+        (5.1, 1.0, 0.3, "not judged"),
+    ],
+    ids=["met", "missed", "sender late", "others at work"],
 )
-def test_what_side_legs_add_to_a_call_is_judged_if_the_senders_were_in_time(added_ms, late_ms, verdict):
-    """A machine that does something else meanwhile says nothing about the node."""
-    table = side_table(SideShape(50, 4.0, 1.0, 1), {mode.name: [_side_run(mode, added_ms, late_ms)] for mode in MODES})
+def test_what_side_legs_add_to_a_call_is_judged_if_the_machine_did_nothing_else(added_ms, late_ms, others, verdict):
+    """A machine that is busy otherwise says nothing about the node."""
+    found = {mode.name: [_side_run(mode, added_ms, late_ms, others)] for mode in MODES}
+    table = side_table(SideShape(50, 4.0, 1.0, 1), found)
     judged = [line for line in table.splitlines() if line.endswith("< 5 ms")]
     assert len(judged) == 2
     assert all(f"  {verdict}" in line for line in judged)
 
 
-def _side_run(mode, added_ms, late_ms):
+def _side_run(mode, added_ms, late_ms, others):
     ages = {"p50": 0.1, "p99": 0.5 + added_ms * mode.has_audio, "max": 9.0}
-    run = {"up_ms": ages, "down_ms": ages, "senders_latest_ms": {"load": late_ms}}
-    run["cpu_seconds"] = {"owner": 1.0, "other": 0.5, "redis": 0.1}
+    run = {"up_ms": ages, "down_ms": ages, "senders_latest_ms": {"load": late_ms}, "others_cpus": others}
+    run["cpu_seconds"] = {"owner": 0.3, "other": 0.2, "redis": 0.1}
     if mode.has_side_legs:
         run["heard"] = {kind: {"latency_ms": ages} for kind in ("up", "down", "words")}
     return run

@@ -1,5 +1,5 @@
 // The official `@openai/agents-realtime` SDK (RealtimeSession over its WebSocket transport), unmodified, against a relay.
-// Usage: RELAY_URL=ws://127.0.0.1:8080 RELAY_TOKEN=… node agents_realtime.mjs [spoken_turn|function_call|error]…
+// Usage: RELAY_URL=ws://127.0.0.1:8080 RELAY_TOKEN=… node agents_realtime.mjs [spoken_turn|function_call|error|side_leg]…
 
 import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession, tool } from "@openai/agents-realtime";
 import { createRequire } from "node:module";
@@ -7,12 +7,13 @@ import { z } from "zod";
 
 import { check, Events, run, settings, speech } from "./harness.mjs";
 
-const { url, token, model } = settings();
+const { url, token, model, backend } = settings();
 const { version } = createRequire(import.meta.url)("./package-lock.json").packages["node_modules/@openai/agents-realtime"];
 
-async function withSession(tools, talk) {
+/** A new call, or with `callId` a side leg of one; the SDK takes the address of that from `connect` alone. */
+async function withSession(tools, talk, { callId, instructions = "Be brief." } = {}) {
   const transport = new OpenAIRealtimeWebSocket({ url: `${url.origin}/v1/realtime?model=${encodeURIComponent(model)}` });
-  const agent = new RealtimeAgent({ name: "tester", instructions: "Be brief.", tools });
+  const agent = new RealtimeAgent({ name: "tester", instructions, tools });
   const session = new RealtimeSession(agent, {
     transport,
     model,
@@ -42,10 +43,11 @@ async function withSession(tools, talk) {
   session.on("agent_tool_end", (_context, _agent, _tool, result) => events.add({ type: "sdk.tool_end", result }));
   session.on("history_updated", () => events.add({ type: "sdk.history" }));
   try {
-    await session.connect({ apiKey: token });
+    const side = { apiKey: backend.token, callId, url: `${backend.url.origin}/v1/realtime?call_id=${callId}` };
+    await session.connect(callId ? side : { apiKey: token });
     await events.wait("session.created");
     await events.wait("session.updated");
-    const result = await talk(session, events, errors);
+    const result = await talk(session, events, errors, upgrade["x-call-id"]);
     return { call_id: upgrade["x-call-id"] ?? null, node: upgrade["x-relay-node"] ?? null, ...result };
   } finally {
     session.close();
@@ -122,8 +124,33 @@ function errorEvent() {
   });
 }
 
+function sideLeg() {
+  return withSession([], async (session, events, errors, callId) => {
+    const supervise = async (side, seen, wrong) => {
+      const isTheirs = ({ session: { instructions } }) => instructions === "Supervise.";
+      await events.wait("session.updated", isTheirs); // what its connect sends changes the call
+      side.sendMessage("What do you hear?");
+      const { response } = await seen.wait("response.done");
+      check((await events.wait("response.done")).response.id === response.id, "the client has another response");
+      check(seen.count("sdk.audio") === 0, "the side leg got audio");
+      check(events.count("sdk.audio") > 0, "the client got no audio");
+      check(wrong.count("error") === 0, "its SDK reported an error");
+      return { transcripts: side.history.map((item) => item.content?.[0]?.text ?? item.content?.[0]?.transcript) };
+    };
+    const first = await withSession([], supervise, { callId, instructions: "Supervise." });
+    check(first.call_id === callId, `the side leg is of ${first.call_id}`);
+    session.sendMessage("Are you still there?");
+    const { response } = await events.wait("response.done"); // the call lives on without it
+    check(response.status === "completed", `the response after it left is ${response.status}`);
+    check(errors.count("error") === 0, "the SDK reported an error");
+    check(events.count("session.created") === 1, "the client was told of another session");
+    return { side_leg: first };
+  });
+}
+
 await run(`@openai/agents-realtime ${version}`, {
   spoken_turn: spokenTurn,
   function_call: functionCall,
   error: errorEvent,
+  side_leg: sideLeg,
 });

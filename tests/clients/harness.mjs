@@ -9,18 +9,30 @@ const CHUNK_MS = 20;
 const TIMEOUT_MS = 30_000;
 const SCENARIO_TIMEOUT_MS = 15_000;
 
-/** RELAY_URL (ws:// or wss://, host and port only), RELAY_TOKEN, RELAY_MODEL; RELAY_CA is trusted for TLS. */
+/**
+ * RELAY_URL (ws:// or wss://, host and port only), RELAY_TOKEN, RELAY_MODEL; RELAY_CA is trusted for TLS.
+ * RELAY_BACKEND_URL and RELAY_BACKEND_TOKEN are for side legs: another node of the fleet, and a token that may control.
+ */
 export function settings() {
   const { RELAY_URL, RELAY_TOKEN, RELAY_MODEL, RELAY_CA, NODE_EXTRA_CA_CERTS } = process.env;
+  const { RELAY_BACKEND_URL = RELAY_URL, RELAY_BACKEND_TOKEN = RELAY_TOKEN } = process.env;
   if (RELAY_CA && NODE_EXTRA_CA_CERTS !== RELAY_CA) {
     // Node reads it when it starts and at no other time. The certificate is verified: no client option is touched.
     const env = { ...process.env, NODE_EXTRA_CA_CERTS: RELAY_CA };
     const { status } = spawnSync(process.execPath, process.argv.slice(1), { env, stdio: "inherit" });
     process.exit(status ?? 1);
   }
-  if (!URL.canParse(RELAY_URL) || !/^wss?:$/.test(new URL(RELAY_URL).protocol))
-    fail(`RELAY_URL must be ws://… or wss://…, it is ${RELAY_URL ?? "not set"}`);
-  return { url: new URL(RELAY_URL), token: RELAY_TOKEN ?? "test", model: RELAY_MODEL ?? "sim" };
+  const at = (name, value) => {
+    if (!URL.canParse(value) || !/^wss?:$/.test(new URL(value).protocol))
+      fail(`${name} must be ws://… or wss://…, it is ${value ?? "not set"}`);
+    return new URL(value);
+  };
+  return {
+    url: at("RELAY_URL", RELAY_URL),
+    token: RELAY_TOKEN ?? "test",
+    model: RELAY_MODEL ?? "sim",
+    backend: { url: at("RELAY_BACKEND_URL", RELAY_BACKEND_URL), token: RELAY_BACKEND_TOKEN ?? "test" },
+  };
 }
 
 function fail(message) {

@@ -1,5 +1,5 @@
 // The official npm `openai` client (realtime/ws), unmodified, against a relay.
-// Usage: RELAY_URL=wss://127.0.0.1:8443 RELAY_CA=cert.pem RELAY_TOKEN=… node openai_ws.mjs [spoken_turn|function_call|error]…
+// Usage: RELAY_URL=wss://127.0.0.1:8443 RELAY_CA=cert.pem RELAY_TOKEN=… node openai_ws.mjs [spoken_turn|function_call|error|side_leg]…
 
 import { connect } from "node:net";
 
@@ -9,14 +9,15 @@ import { VERSION } from "openai/version";
 
 import { check, Events, run, settings, speech } from "./harness.mjs";
 
-const { url, token, model } = settings();
+const { url, token, model, backend } = settings();
 
-async function withCall(talk) {
-  const secure = url.protocol === "wss:";
-  const client = new OpenAI({ apiKey: token, baseURL: `${secure ? "https" : "http"}://${url.host}/v1` });
+/** A new call, or with `callID` a side leg of one. */
+async function withCall(talk, wanted = { model }, { url: node, token: apiKey } = { url, token }) {
+  const secure = node.protocol === "wss:";
+  const client = new OpenAI({ apiKey, baseURL: `${secure ? "https" : "http"}://${node.host}/v1` });
   // The client always asks for TLS. To a plain-text node it can only be pointed by handing it the TCP connection.
-  const options = secure ? {} : { createConnection: () => connect(Number(url.port || 80), url.hostname) };
-  const call = new OpenAIRealtimeWS({ model, options }, client);
+  const options = secure ? {} : { createConnection: () => connect(Number(node.port || 80), node.hostname) };
+  const call = new OpenAIRealtimeWS({ ...wanted, options }, client);
   const events = new Events();
   let upgrade = {};
   let closing = false;
@@ -29,7 +30,7 @@ async function withCall(talk) {
   });
   try {
     await events.wait("session.created");
-    const result = await talk(call, events);
+    const result = await talk(call, events, upgrade["x-call-id"]);
     return { call_id: upgrade["x-call-id"] ?? null, node: upgrade["x-relay-node"] ?? null, ...result };
   } finally {
     closing = true;
@@ -123,4 +124,31 @@ function errorEvent() {
   });
 }
 
-await run(`openai ${VERSION}`, { spoken_turn: spokenTurn, function_call: functionCall, error: errorEvent });
+function sideLeg() {
+  return withCall(async (call, events, callID) => {
+    const first = await withCall(async (side, seen) => {
+      side.send({ type: "session.update", session: { type: "realtime", instructions: "Be brief." } });
+      const { event_id, session } = await events.wait("session.updated");
+      check(session.instructions === "Be brief.", `the instructions are ${session.instructions}`);
+      check((await seen.wait("session.updated")).event_id === event_id, "the side leg sees another event");
+      call.send({ type: "response.create" });
+      const { response } = await seen.wait("response.done");
+      check((await events.wait("response.done")).response.id === response.id, "the client has another response");
+      check(seen.count("response.output_audio.delta") === 0, "the side leg got audio");
+      check(events.count("response.output_audio.delta") > 0, "the client got no audio");
+      return { instructions: session.instructions };
+    }, { callID }, backend);
+    call.send({ type: "response.create" });
+    const { response } = await events.wait("response.done"); // the call lives on without it
+    check(response.status === "completed", `the response after it left is ${response.status}`);
+    check(events.count("session.created") === 1, "the client was told of another session");
+    return { side_leg: first };
+  });
+}
+
+await run(`openai ${VERSION}`, {
+  spoken_turn: spokenTurn,
+  function_call: functionCall,
+  error: errorEvent,
+  side_leg: sideLeg,
+});

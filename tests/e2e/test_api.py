@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -653,3 +653,38 @@ async def test_a_wrong_method_is_told_the_right_ones(nodes: Nodes) -> None:
     async with nodes.http.delete(f"{node.url}/v1/realtime/calls") as response:
         assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD,POST")
         assert (await response.json())["error"]["code"] == "method_not_allowed"
+
+
+async def test_a_token_for_one_call_is_for_nothing_else(nodes: Nodes) -> None:
+    """Whoever has it may have got it from the person in that call."""
+    node = await nodes.add()
+    sockets = [await nodes.connect(node) for _ in range(2)]
+    own, other = (socket._response.headers["X-Call-Id"] for socket in sockets)
+    key = bearer(token("read", "control", call=own))
+
+    async def ask(path: str) -> tuple[int, str | None]:
+        async with nodes.http.get(node.url + path, headers=key) as response:
+            return response.status, (await response.json()).get("error", {}).get("code")
+
+    await until(lambda: _is(nodes.get(node, f"/v1/realtime/calls/{other}"), 200))
+    assert await ask(f"/v1/realtime/calls/{own}") == (200, None)
+    assert await ask(f"/v1/realtime/calls/{other}") == (404, "call_not_found")
+    assert await ask("/v1/realtime/calls") == (403, "token_for_one_call")
+
+
+async def _is(answer: Awaitable[tuple[int, Any]], status: int) -> bool:
+    return (await answer)[0] == status
+
+
+async def test_a_draining_node_keeps_no_connection(nodes: Nodes) -> None:
+    """Else a client behind a load balancer would come back to it for as long as it drains."""
+    node = await nodes.add(DRAIN_SECONDS="5")
+    socket = await nodes.connect(node)
+    async with aiohttp.ClientSession() as http:
+        headers = bearer(token("read"))
+        async with http.get(f"{node.url}/v1/realtime/calls", headers=headers) as response:
+            assert "Connection" not in response.headers
+        node.drain()
+        async with http.get(f"{node.url}/v1/realtime/calls", headers=headers) as response:
+            assert response.headers["Connection"] == "close"
+    await socket.close()

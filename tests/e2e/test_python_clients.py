@@ -217,3 +217,34 @@ async def test_agents_an_interruption_truncates_the_answer(slow_model: Endpoint)
     (record,) = slow_model.simulator.ledger
     assert record.received["conversation.item.truncate"] == 1
     assert record.sent["error"] == 0
+
+
+# -- attached to a live call -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names_call", [True, False], ids=["call_id", "url"])
+async def test_agents_attached_to_a_call_talks_and_leaves_it_as_it_is(nodes: Nodes, names_call: bool):
+    """It takes the address from ``url`` alone; what its setup sends is the call's session from then on."""
+    owner, other = await nodes.add("a"), await nodes.add("b")
+    async with (
+        AsyncOpenAI(api_key=token("call"), base_url=f"{owner.url}/v1") as sdk,
+        sdk.realtime.connect(model="sim") as client,
+    ):
+        await until(client, "session.created")
+        call_id = client._connection.response.headers["X-Call-Id"]
+        url = f"{other.url.replace('http', 'ws', 1)}/v1/realtime?call_id={call_id}"
+        config: Any = {"api_key": token("control"), "url": url} | ({"call_id": call_id} if names_call else {})
+        supervisor = RealtimeAgent(name="supervisor", instructions="Supervise.", tools=[get_weather])
+        async with await RealtimeRunner(supervisor).run(model_config=config) as session:
+            updated = (await until(client, "session.updated"))[-1].session
+            assert (updated.instructions, [each.name for each in updated.tools]) == ("Supervise.", ["get_weather"])
+            await session.send_message("get weather, please")
+            events = await agents_until(session, "tool_end")
+            assert events[-1].output == "sunny in test"
+            first = (await until(client, "response.done"))[-1].response
+            second = (await until(client, "response.done"))[-1].response
+            assert [first.output[0].type, second.output[0].type] == ["function_call", "message"]
+            assert second.output[0].content[0].transcript.startswith("The tool said: sunny in test")
+            assert "audio" not in [event.type for event in await agents_until(session, "audio_end")]
+        await client.response.create()
+        assert (await until(client, "response.done"))[-1].response.status == "completed"

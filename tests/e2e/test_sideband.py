@@ -47,11 +47,13 @@ class Call:
     session: Event
 
     @classmethod
-    async def begin(cls, nodes: Nodes, **env: str) -> "Call":
+    @asynccontextmanager
+    async def begun(cls, nodes: Nodes, **env: str) -> AsyncIterator["Call"]:
         """``env`` are settings of node b."""
         owner, other = await nodes.add("a"), await nodes.add("b", **env)
         client = await nodes.connect(owner)
-        return cls(nodes, owner, other, client, (await event(client, "session.created"))["session"])
+        yield cls(nodes, owner, other, client, (await event(client, "session.created"))["session"])
+        await client.close()
 
     @property
     def id(self) -> str:
@@ -79,9 +81,8 @@ class Call:
 @pytest.fixture
 async def call(nodes: Nodes) -> AsyncIterator[Call]:
     """A call whose client has its ``session.created``."""
-    begun = await Call.begin(nodes)
-    yield begun
-    await begun.client.close()
+    async with Call.begun(nodes) as begun:
+        yield begun
 
 
 @asynccontextmanager
@@ -354,8 +355,7 @@ async def test_the_calls_end_closes_it_with_the_calls_own_code(
     """A backend must know that the call is over, and how, without asking."""
     if code == 4002:
         await nodes.fault(close=4002, reason="tired", events=5)
-    call = await Call.begin(nodes)
-    async with watching(call) as leg, watching(call, call.owner) as other:
+    async with Call.begun(nodes) as call, watching(call) as leg, watching(call, call.owner) as other:
         await end(call)
         assert (await closed(call.client))[0] == code
         for each in (leg, other):
@@ -367,26 +367,27 @@ async def test_the_calls_end_closes_it_with_the_calls_own_code(
 async def test_the_last_events_come_before_the_end(nodes: Nodes) -> None:
     """The error that says why the call ends is worth more than all before it."""
     await nodes.fault(expire=0.5)
-    call = await Call.begin(nodes)
-    async with watching(call) as leg:
-        code, why, before = await ended(leg)
-    assert (code, why, before) == (1001, "model_expired", ["error"])
+    async with Call.begun(nodes) as call, watching(call) as leg:
+        await closed(call.client)
+        assert await ended(leg) == (1001, "model_expired", ["error"])
 
 
 async def test_one_that_does_not_read_is_cut_and_costs_the_call_nothing(nodes: Nodes) -> None:
     """What it does not take is bounded on its node; the owner never hears of it."""
     limits = {"SIDE_BUFFER_BYTES": "262144", "WRITE_BUFFER_BYTES": "32768", "SOCKET_BUFFER_BYTES": "16384"}
-    call = await Call.begin(nodes, CLOSE_SECONDS="5", **limits)
-    async with watching(call) as reads, attached(call.other, call.id, options={"max_queue": 4}) as leg:
+    async with (
+        Call.begun(nodes, CLOSE_SECONDS="5", **limits) as call,
+        watching(call) as reads,
+        attached(call.other, call.id, options={"max_queue": 4}) as leg,
+    ):
         await heard(leg, "session.created")
-        for number in range(200):  # 20 MB of events: more than the SDK and the kernel take unread
+        for number in range(60):  # 6 MB of events: more than the SDK and the kernel take unread
             await call.send("conversation.item.create", item=words("x" * 50_000) | {"id": f"item_{number}"})
             assert (await call.seen("conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
             assert (await heard(reads, "conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
         code, why, before = await ended(leg)
         assert (code, why) == (1013, "side_leg_slow")
-        print("BEFORE", len(before))
-        assert 4 < len(before) < 400
+        assert 4 < len(before) < 120
         assert await call.lives()
 
 
@@ -407,8 +408,7 @@ async def test_a_draining_node_sends_its_side_legs_elsewhere(call: Call) -> None
 
 async def test_a_node_that_leaves_takes_its_side_legs_and_nothing_else(nodes: Nodes) -> None:
     """Its lease on the call runs out by itself; the legs of other nodes see all that follows."""
-    call = await Call.begin(nodes)
-    async with AsyncExitStack() as legs:
+    async with Call.begun(nodes) as call, AsyncExitStack() as legs:
         async with nodes.node("c") as node:
             leg = await legs.enter_async_context(watching(call, node))
             other = await legs.enter_async_context(watching(call))
@@ -417,23 +417,29 @@ async def test_a_node_that_leaves_takes_its_side_legs_and_nothing_else(nodes: No
         assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
 
 
-async def test_a_node_that_is_killed_takes_its_side_legs_and_nothing_else(nodes: Nodes) -> None:
+async def test_a_node_that_is_killed_takes_its_side_legs_and_nothing_else(call: Call) -> None:
     """Nobody closes anything: the owner goes on logging until the lease is over, and that is all."""
-    call = await Call.begin(nodes)
+    async with (
+        process_of(call.nodes.environment("killed")) as (process, node),
+        watching(call, node) as leg,
+        watching(call) as other,
+    ):
+        process.kill()
+        assert (await ended(leg))[0] == 1006
+        assert await call.lives()
+        assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
+
+
+@asynccontextmanager
+async def process_of(env: dict[str, str]) -> AsyncIterator[tuple[asyncio.subprocess.Process, Node]]:
+    """A node as a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "relay", "serve"),
-        env=os.environ | nodes.environment("killed"),
-        stderr=asyncio.subprocess.PIPE,
+        *(sys.executable, "-m", "relay", "serve"), env=os.environ | env, stderr=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(20):
             ready = json.loads(await process.stderr.readline())  # type: ignore[union-attr]
-        node = Node(ready["url"], ready["ops_url"], *[None] * 3)  # type: ignore[arg-type]
-        async with watching(call, node) as leg, watching(call) as other:
-            process.kill()
-            assert (await ended(leg))[0] == 1006
-            assert await call.lives()
-            assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
+        yield process, Node(ready["url"], ready["ops_url"], *[None] * 3)  # type: ignore[arg-type]
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -507,12 +513,12 @@ async def test_one_that_attaches_in_the_middle_misses_nothing_from_there_on(call
     at_side: list[str] = []
     async with watching(call), asyncio.TaskGroup() as tasks:
         talking = tasks.create_task(go_on())
-        for _ in range(20):
+        for _ in range(10):
             async with attached(call.other, call.id) as leg:
                 await heard(leg, "session.created")
                 at_side += ids([each for _ in range(5) for each in await heard(leg, "input_audio_buffer.cleared")])
         talking.cancel()
-    for first in range(0, 100, 5):
+    for first in range(0, 50, 5):
         start = at_client.index(at_side[first])
         assert at_side[first : first + 5] == at_client[start : start + 5]
 
@@ -530,7 +536,6 @@ async def test_one_that_attaches_in_the_middle_misses_nothing_from_there_on(call
         ("", bearer(token("control", tenant="evil")), 404, "call_id_not_found"),
         ("", bearer(token("control", call=new_call_id("iad"))), 404, "call_id_not_found"),
         ("x", bearer(token("control")), 404, "call_id_not_found"),
-        ("&call_id=rtc_iad_other", bearer(token("control")), 101, ""),
         ("&model=sim", bearer(token("control")), 400, "contradictory_query"),
         ("&intent=transcription", bearer(token("control")), 400, "contradictory_query"),
         ("&audio=yes", bearer(token("control")), 422, "invalid_value"),
@@ -544,10 +549,8 @@ async def test_what_may_not_attach_is_refused_before_the_upgrade(
     """As an HTTP status, in OpenAI's error shape; and nothing of it is left on the node."""
     url = f"{call.other.url}/v1/realtime?call_id={call.id}{query}"
     async with call.nodes.http.get(url, headers=HANDSHAKE | headers) as response:
-        assert response.status == status
-        if status != 101:
-            assert (await response.json())["error"]["code"] == code
-            assert await side_legs(call.nodes, call.other, 0)
+        assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+    assert await side_legs(call.nodes, call.other, 0)
 
 
 @pytest.mark.parametrize("call_id", ["rtc_iad_nobody", "rtc_mars_nobody", "nonsense", "", "rtc_iad_" + "x" * 80])
@@ -580,8 +583,7 @@ async def test_a_call_that_has_ended_is_410_with_why(call: Call) -> None:
 
 async def test_a_node_takes_as_many_side_legs_as_calls(nodes: Nodes) -> None:
     """Admission is by count, and they don't take the calls' room."""
-    call = await Call.begin(nodes, MAX_CALLS="1")
-    async with attached(call.other, call.id):
+    async with Call.begun(nodes, MAX_CALLS="1") as call, attached(call.other, call.id):
         with pytest.raises(InvalidStatus) as refused:
             async with attached(call.other, call.id):
                 pass
@@ -589,6 +591,7 @@ async def test_a_node_takes_as_many_side_legs_as_calls(nodes: Nodes) -> None:
         assert json.loads(refused.value.response.body)["error"]["code"] == "node_full"
         second = await nodes.connect(call.other)
         await event(second, "session.created")
+        await second.close()
 
 
 @pytest.mark.parametrize(
