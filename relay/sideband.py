@@ -85,7 +85,7 @@ class SideLeg:
         """Show the session as it was at the start of the watch, and what has come since."""
         early, self._early = self._early or [], None
         if watch.session is not None:
-            self._send(self._view.on_session(watch.session, _event_id()))
+            self._show(self._view.on_session(watch.session, _event_id()))
         for entry in early:
             self._deliver(entry)
 
@@ -151,14 +151,18 @@ class SideLeg:
             if self._view.is_greeted:
                 self.end(SideWhy.EVENTS_LOST)
         elif not self._ending.done():
-            self._send(self._view.on_entry(entry))
+            self._show(self._view.on_entry(entry))
+
+    def _show(self, events: list[bytes]) -> None:
+        """Send what the view lets through; the first of it is the greeting."""
+        if events:
+            self._send(events)
+            self._greeted.set()
 
     def _send(self, events: list[bytes]) -> None:
         leg = self.leg
         for event in events:
             leg.send(event)
-        if events:
-            self._greeted.set()
         if leg.blocked and leg.buffered() > self._most:
             self.end(SideWhy.SLOW)
 
@@ -205,7 +209,7 @@ class SideLeg:
             )
             error = refusal(receipt)
             if error is not None:
-                self.leg.send(error_event(_event_id(), error, cause))
+                self._send([error_event(_event_id(), error, cause)])
         except CallEnded:
             pass  # the watch hears it, too
         except (RegionUnreachable, BusTimeout):
@@ -218,9 +222,7 @@ class SideLeg:
             self._count(-1, -len(event))
 
     def _refuse(self, code: str, text: str, cause: str | None) -> None:
-        self.leg.send(realtime.error_event(_event_id(), "invalid_request_error", code, text, cause=cause))
-        if self.leg.blocked and self.leg.buffered() > self._most:
-            self.end(SideWhy.SLOW)
+        self._send([realtime.error_event(_event_id(), "invalid_request_error", code, text, cause=cause)])
 
     # From the leg and the watchdog
 

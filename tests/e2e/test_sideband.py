@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fanout import new_call_id
 from relay.app import Node
-from tests.e2e.test_call import say
+from tests.e2e.test_call import SILENCE, TONE, say
 from tests.support.fleet import Nodes, bearer, closed, event, system_message, token, until
 
 Event = dict[str, Any]
@@ -33,6 +33,7 @@ HANDSHAKE = {
 }
 # Without this it reads on only while fewer than 16 events wait for its user, and then its own close takes ten seconds.
 READS_ALL: Any = {"max_queue": None}
+RESULT = {"type": "function_call_output", "call_id": "call_never_made", "output": "{}"}
 LOOKUP = {"type": "function", "name": "lookup", "parameters": {"type": "object", "properties": {}}}
 
 
@@ -48,10 +49,10 @@ class Call:
 
     @classmethod
     @asynccontextmanager
-    async def begun(cls, nodes: Nodes, **env: str) -> AsyncIterator["Call"]:
+    async def begun(cls, nodes: Nodes, path: str = "/v1/realtime?model=sim", **env: str) -> AsyncIterator["Call"]:
         """``env`` are settings of node b."""
         owner, other = await nodes.add("a"), await nodes.add("b", **env)
-        client = await nodes.connect(owner)
+        client = await nodes.connect(owner, path)
         yield cls(nodes, owner, other, client, (await event(client, "session.created"))["session"])
         await client.close()
 
@@ -189,6 +190,23 @@ async def test_it_hears_both_sides_in_their_places_if_it_asks(call: Call) -> Non
     assert kinds(at_side).index(APPEND) < kinds(at_side).index("input_audio_buffer.speech_started")
 
 
+async def test_it_hears_a_call_that_is_binary(nodes: Nodes) -> None:
+    """A /voice client sends and gets raw PCM; who listens gets the Realtime API's events all the same."""
+    async with Call.begun(nodes, path="/voice?model=sim&audio=binary") as call, watching(call, audio="1") as leg:
+        for audio in (TONE, TONE, SILENCE, SILENCE):
+            await call.client.send_bytes(base64.b64decode(audio))
+        at_side = await heard(leg, "response.done")
+        assert [each["audio"] for each in at_side if each["type"] == APPEND] == [
+            audio.decode() for audio in (TONE, TONE, SILENCE, SILENCE)
+        ]
+        pcm = b"".join(base64.b64decode(each["delta"]) for each in at_side if each["type"] == DELTA)
+        received = b""
+        while len(received) < len(pcm):
+            message = await call.client.receive()
+            received += message.data if message.type is aiohttp.WSMsgType.BINARY else b""
+        assert received == pcm != b""
+
+
 async def test_several_see_one_order_wherever_they_are(call: Call) -> None:
     """Two on one node, one of them with audio, and one on the call's own node."""
     async with watching(call) as one, watching(call, audio="1") as two, watching(call, call.owner) as three:
@@ -267,6 +285,16 @@ async def test_responses_asked_for_while_one_is_active_follow_it(call: Call) -> 
     assert "error" not in kinds(at_client) + kinds(at_side)
 
 
+async def test_what_it_says_at_once_is_done_in_order_and_none_is_lost(call: Call) -> None:
+    """Many more than may be under way: it is read more slowly, that is all."""
+    async with watching(call) as leg:
+        for number in range(300):
+            await leg.conversation.item.create(item=words("hello") | {"id": f"item_{number}"})
+        for number in range(300):
+            assert (await call.seen("conversation.item.done"))[-1]["item"]["id"] == f"item_{number}"
+        assert "error" not in kinds([each for _ in range(300) for each in await heard(leg, "conversation.item.done")])
+
+
 async def test_it_cancels_the_active_response(call: Call) -> None:
     """A supervisor stops the model in the middle of a word."""
     async with watching(call) as leg:
@@ -286,10 +314,12 @@ async def test_it_cancels_the_active_response(call: Call) -> None:
         ({"type": "response.create", "response": {"colour": "red"}}, "unknown_parameter"),
         ({"type": "conversation.item.delete", "item_id": "nothing"}, "item_delete_invalid_item_id"),
         ({"type": "response.cancel"}, "response_cancel_not_active"),
+        ({"type": "conversation.item.create", "item": RESULT}, "unknown_tool_call"),
+        ({"type": "conversation.item.create", "item": "x" * 1_100_000}, "message_too_large"),
     ],
-    ids=lambda value: value["type"] if isinstance(value, dict) else value,
+    ids=lambda value: "" if isinstance(value, dict) else value,
 )
-async def test_what_the_model_refuses_is_told_to_its_sender_alone(call: Call, wrong: Any, code: str) -> None:
+async def test_what_is_refused_is_told_to_its_sender_alone(call: Call, wrong: Any, code: str) -> None:
     """In the model's words, with the sender's own event id: SDKs find their cause by it. The client asked nothing."""
     async with watching(call) as leg, watching(call, call.owner) as other:
         await heard(leg, "input_audio_buffer.cleared")
@@ -388,6 +418,22 @@ async def test_one_that_does_not_read_is_cut_and_costs_the_call_nothing(nodes: N
         code, why, before = await ended(leg)
         assert (code, why) == (1013, "side_leg_slow")
         assert 4 < len(before) < 120
+        assert await call.lives()
+
+
+async def test_one_that_sends_nonsense_and_does_not_read_is_cut(nodes: Nodes) -> None:
+    """Answers are bounded as events are."""
+    limits = {"SIDE_BUFFER_BYTES": "65536", "WRITE_BUFFER_BYTES": "32768", "SOCKET_BUFFER_BYTES": "16384"}
+    async with (
+        Call.begun(nodes, CLOSE_SECONDS="5", **limits) as call,
+        attached(call.other, call.id, options={"max_queue": 4}) as leg,
+    ):
+        await heard(leg, "session.created")
+        for _ in range(6000):  # more than 1 MB of answers
+            await leg.send_raw("{")
+        code, why, before = await ended(leg)
+        assert (code, why, set(before)) == (1013, "side_leg_slow", {"error"})
+        assert len(before) < 6000
         assert await call.lives()
 
 
@@ -579,6 +625,19 @@ async def test_a_call_that_has_ended_is_410_with_why(call: Call) -> None:
     error = json.loads(answer.body)["error"]
     assert (answer.status_code, error["code"]) == (410, "call_ended")
     assert "client_closed" in error["message"]
+
+
+async def test_a_call_whose_region_cannot_be_reached_is_503(nodes: Nodes) -> None:
+    """It may live: the backend should come again, here or elsewhere."""
+    regions = {"REGIONS": f"iad={nodes._redis_url},lhr=redis://127.0.0.1:1", "BUS_SOCKET_TIMEOUT": "0.3"}
+    node = await nodes.add("b", **regions)
+    with pytest.raises(InvalidStatus) as refused:
+        async with attached(node, new_call_id("lhr")):
+            pass
+    answer = refused.value.response
+    assert (answer.status_code, json.loads(answer.body)["error"]["code"]) == (503, "region_unreachable")
+    assert answer.headers["Retry-After"] == "1"
+    assert await side_legs(nodes, node, 0)
 
 
 async def test_a_node_takes_as_many_side_legs_as_calls(nodes: Nodes) -> None:

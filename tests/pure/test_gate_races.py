@@ -158,6 +158,14 @@ def test_a_person_who_spoke_while_ours_was_active_is_answered_once(play):
     assert len(play.asks()) == 2
 
 
+def test_a_nameless_refusal_of_the_clients_own_is_the_clients(play):
+    """Nothing is mended that went straight on; and nothing waits for it any longer."""
+    play.client_asks("c.1")
+    assert not play.error(None, ACTIVE)
+    ask(play)
+    assert len(play.asks()) == 1
+
+
 @pytest.mark.parametrize("heard", [True, False], ids=["after somebody spoke", "at once"])
 def test_a_nameless_refusal_while_ours_may_be_active_is_of_what_came_last(play, heard):
     """The server drops metadata: the VAD's began and ours was refused, or ours began and the VAD's was refused."""
@@ -364,6 +372,23 @@ def test_a_result_that_the_model_has_already_completes_its_tool_call(play):
     assert play.error(play.events[-1]["event_id"], "item_create_duplicate_item_id")
     play.release()
     assert (play.settled, len(play.asks())) == ([("a", "applied")], 1)
+
+
+def test_a_result_that_came_to_nothing_opens_no_tool_call_that_the_client_answered(play):
+    """The model has a result: a third one would be refused by it."""
+    play.tool_calls("resp_1", "one")
+    play.result("a", "one")
+    play.item("theirs", type="function_call_output", call_id="one")
+    play.pass_time(10.1)
+    play.result("b", "one")
+    assert play.settled == [("a", "failed"), ("b", "rejected")]
+
+
+def test_an_item_of_another_kind_with_a_call_id_is_no_tool_call(play):
+    """A tool of the server's own: nobody else can answer it."""
+    play.item("mcp", type="mcp_call", call_id="one")
+    play.result("a", "one")
+    assert play.settled == [("a", "rejected")]
 
 
 def test_a_result_whose_answer_never_came_leaves_its_tool_call_open(play):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fanout.messages import LogEntry, Receipt, Status
+from relay.core.endings import SideWhy
 from relay.core.side import SideView, error_event, refusal
 
 
@@ -131,6 +132,16 @@ def test_each_kind_of_entry_is_shown_as_what_it_is(view):
     assert created == {"type": "session.created", "event_id": "event_7-1", "session": {}}
     assert view.on_entry(LogEntry("7-2", "event", SPOKEN)) == [SPOKEN]
     assert view.on_entry(LogEntry("", "audio", audio)) == [audio]
+
+
+# Its end
+
+
+@pytest.mark.parametrize("why", SideWhy, ids=lambda why: why.label)
+def test_each_end_of_a_side_leg_has_a_code_that_a_server_may_send_and_a_label_of_its_own(why):
+    """An SDK decides by the code whether to come back; metrics count by the label."""
+    assert why.code in {1000, 1001, 1002, 1003, 1008, 1011, 1012, 1013}
+    assert [each.label for each in SideWhy].count(why.label) == 1
 
 
 # What became of what it sent
