@@ -55,7 +55,9 @@ class Tasks:
 
     def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Run once. The caller may cancel it."""
-        return self._own(self._once(work, name), name)
+        task = self._own(self._once(work, name), name)
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
+        return task
 
     def keep(self, work: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Run for as long as the node does: started again, after a pause, if it dies or returns."""

@@ -1,7 +1,7 @@
 """Watches calls of one home, from this node: what to read and what to hand out is core/watching.py's decision.
 
-However many watch a call here, it has one subscription and one lease (one more of each with audio), and one task that
-renews the lease and reads the log where something is missing. While Redis is away a watch waits for it.
+However many watch a call here, there is one lease for the node, one subscription (another for those who want audio),
+and one task for each that renews the lease and reads the log where something is missing. While Redis is away it waits.
 """
 
 import asyncio
@@ -39,8 +39,9 @@ class Watch:
     def __init__(self, call_id: str, deliver: Callable[[LogEntry], None], cursor: Cursor) -> None:
         self.call_id = call_id
         self.state = ""  # at the start: live, reserved, or ended, where there is only the rest of the log to come
+        self.position = ""  # at the start: `after` it comes what is delivered
         self.session: bytes | None = None  # the fact at the start; later ones are entries
-        self.on_end: Callable[[], None] | None = None  # called once, when there will be no further entry
+        self.on_end: Callable[[], None] | None = None  # called once, when `end` is set; never raises
         self.cursor = cursor
         self.failures = 0
         self._deliver = deliver
@@ -170,6 +171,7 @@ class Watcher:
         try:
             view = await self._start(line, watch)
             watch.state, watch.session = view.state, view.session or None
+            watch.position = after or str(view.last)
             # In the loop's next turn, and so within the block: its code has the watch before its first entry.
             begin = asyncio.get_running_loop().call_soon(self._begin, line, watch, view)
             try:
@@ -283,7 +285,8 @@ class Watcher:
                 else:
                     await backoff.wait()
         finally:
-            # The node stops, or this has a bug: either way nobody will say more.
+            # The node stops, or this has a bug: either way nobody will say more to these.
+            line.is_followed = False
             for watch in line.open:
                 watch.cursor.on_lost()
                 self._hand_out(watch, [])

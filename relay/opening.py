@@ -153,7 +153,8 @@ class Opening:
         finally:
             if side.leg.transport is None:
                 life.cancel()
-        side.connected.set_result(None)
+        if not side.connected.done():  # as it is where the peer went away meanwhile
+            side.connected.set_result(None)
         return response
 
 

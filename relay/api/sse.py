@@ -29,12 +29,12 @@ class Feed:
         self._bytes = 0
         self.is_closed = False  # nothing is added any more; what waits is still to be sent
 
-    def begin(self, session: bytes | None, event_id: str) -> None:
+    def begin(self, session: bytes | None, event_id: str, position: str) -> None:
         """Begin with the session as it is; one who comes again knows it, and goes on with what came since."""
         if self._resumed:
             self._view.on_session(session or b"{}", event_id)
         elif session is not None:
-            self._put_all(self._view.on_session(session, event_id), "")
+            self._put_all(self._view.on_session(session, event_id), position)
 
     def add(self, entry: LogEntry) -> None:
         """Take what the watch delivers."""

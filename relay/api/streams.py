@@ -75,7 +75,7 @@ class Streams:
         response = web.StreamResponse(headers=_HEADERS)
         try:
             async with bus.watch(asked.call_id, asked.caller.tenant, stream.on_entry, after=after) as watch:
-                stream.feed.begin(watch.session, f"event_{secrets.token_hex(10)}")
+                stream.feed.begin(watch.session, f"event_{secrets.token_hex(10)}", watch.position)
                 async with self._listed(stream), asyncio.TaskGroup() as tasks:
                     ending = tasks.create_task(_tell_end(watch.wait_ended, stream))
                     await self._write(stream, response)

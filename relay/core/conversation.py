@@ -158,7 +158,7 @@ class Conversation:
         error = event.get("error")
         if not isinstance(error, dict):
             return message, self._logged(message)
-        if self._opening_until is not None and error.get("event_id") == _OPENING:
+        if error.get("event_id") == _OPENING:
             return self._without_opening(), [_complaint(error)]
         own, settled = self._gate.on_error(error)
         if own:

@@ -79,7 +79,7 @@ class Flights:
         words = _WORD.findall(message)
         for at, (_, flight) in enumerate(self._flights):
             kind, item_id = flight.answer or ("", "")
-            if flight.cargo is not None and kind == "item" and item_id in words:
+            if kind == "item" and item_id in words:  # only backends' are here
                 return self._flights.pop(at)[1]
         return None
 

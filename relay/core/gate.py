@@ -280,7 +280,6 @@ class Gate:
         response_id = str(response.get("id"))
         was_active = self.responses.active == response_id
         settled = self.responses.on_done(response)
-        self.tools.on_response_over(response_id)
         self._let_go()
         silenced = was_active and self._is_silencing
         if was_active:

@@ -48,7 +48,7 @@ class Hidden:
         if not self.hides(before):
             return message
         for _ in self._before:  # at most so many stand in a row, whatever a server says
-            before = self._before.get(before, before) if before is not None else None
+            before = self._before.get(before, before)
         return encode({**event, "previous_item_id": before})
 
     def refuses(self, event: ClientEvent) -> str | None:

@@ -40,10 +40,6 @@ class ToolCalls:
         if len(self._started) > _REMEMBERED:
             del self._started[next(iter(self._started))]
 
-    def on_response_over(self, response_id: str) -> None:
-        """A response is over: what it began to make and did not finish it never will."""
-        self._started = {call: response for call, response in self._started.items() if response != response_id}
-
     def on_call(self, call_id: str, item_id: str, *, is_whole: bool = True) -> None:
         """A tool call is in the conversation; it comes more than once."""
         group = self._started.pop(call_id, "")
@@ -97,8 +93,8 @@ class ToolCalls:
         return call.group if call is not None else call_id
 
     def is_complete(self, group: str) -> bool:
-        """Whether none of a response's tool calls waits for its result."""
-        return group not in self._started.values() and not any(
+        """Whether none of the tool calls that a response has made so far waits for its result."""
+        return not any(
             call.state is _State.UNDER_WAY or (call.state is _State.OPEN and call.is_whole)
             for call in self._calls.values()
             if call.group == group

@@ -126,15 +126,15 @@ async def heard(leg: AsyncRealtimeConnection, kind: str) -> list[Event]:
     return await up_to(kind, receive)
 
 
-async def ended(leg: AsyncRealtimeConnection) -> tuple[int, str, list[str]]:
-    """Until a side leg is closed; returns code, reason and the types of the events that came before."""
-    kinds: list[str] = []
+async def ended(leg: AsyncRealtimeConnection) -> tuple[int, str, list[Event]]:
+    """Until a side leg is closed; returns code, reason and the events that came before."""
+    events: list[Event] = []
     async with asyncio.timeout(10):
         while True:
             try:
-                kinds.append((await leg.recv()).type)
+                events.append((await leg.recv()).to_dict())
             except ConnectionClosed as end:
-                return (end.rcvd.code, end.rcvd.reason, kinds) if end.rcvd is not None else (1006, "", kinds)
+                return (end.rcvd.code, end.rcvd.reason, events) if end.rcvd is not None else (1006, "", events)
 
 
 def ids(events: list[Event]) -> list[str]:
@@ -395,11 +395,15 @@ async def test_the_calls_end_closes_it_with_the_calls_own_code(
 
 
 async def test_the_last_events_come_before_the_end(nodes: Nodes) -> None:
-    """The error that says why the call ends is worth more than all before it."""
-    await nodes.fault(expire=0.5)
+    """All that the client got: what a call ends with says why."""
+    await nodes.fault(close=4002, events=22)
     async with Call.begun(nodes) as call, watching(call) as leg:
-        await closed(call.client)
-        assert await ended(leg) == (1001, "model_expired", ["error"])
+        for _ in range(20):
+            await call.send("conversation.item.create", item=words("hello"))
+        (_, at_client), (code, why, at_side) = await closed(call.client), await ended(leg)
+    assert (code, why) == (4002, "model_closed")
+    assert ids(at_side) == ids(at_client)
+    assert len(at_side) >= 20
 
 
 async def test_one_that_does_not_read_is_cut_and_costs_the_call_nothing(nodes: Nodes) -> None:
@@ -432,7 +436,7 @@ async def test_one_that_sends_nonsense_and_does_not_read_is_cut(nodes: Nodes) ->
         for _ in range(6000):  # more than 1 MB of answers
             await leg.send_raw("{")
         code, why, before = await ended(leg)
-        assert (code, why, set(before)) == (1013, "side_leg_slow", {"error"})
+        assert (code, why, set(kinds(before))) == (1013, "side_leg_slow", {"error"})
         assert len(before) < 6000
         assert await call.lives()
 
@@ -458,7 +462,8 @@ async def test_a_node_that_leaves_takes_its_side_legs_and_nothing_else(nodes: No
         async with nodes.node("c") as node:
             leg = await legs.enter_async_context(watching(call, node))
             other = await legs.enter_async_context(watching(call))
-        assert await ended(leg) == (1012, "node_draining", ["input_audio_buffer.cleared"])
+        code, why, before = await ended(leg)
+        assert (code, why, kinds(before)) == (1012, "node_draining", ["input_audio_buffer.cleared"])
         assert await call.lives()
         assert kinds(await heard(other, "input_audio_buffer.cleared")) == ["input_audio_buffer.cleared"]
 
@@ -567,6 +572,20 @@ async def test_one_that_attaches_in_the_middle_misses_nothing_from_there_on(call
     for first in range(0, 50, 5):
         start = at_client.index(at_side[first])
         assert at_side[first : first + 5] == at_client[start : start + 5]
+
+
+async def test_one_that_vanishes_while_it_attaches_leaves_nothing(call: Call) -> None:
+    """At any moment of it: the call is asked for at its home, and that may be far."""
+    head = f"GET /v1/realtime?call_id={call.id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('control')}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items()) + "\r\n"
+    for turns in range(40):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(call.other.url.rsplit(":", 1)[1]))
+        writer.write(head.encode())
+        for _ in range(turns):
+            await asyncio.sleep(0)  # a turn of the loop
+        writer.transport.abort()
+    await until(lambda: side_legs(call.nodes, call.other, 0))
+    assert await call.lives()
 
 
 # Bad input

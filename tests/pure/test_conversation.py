@@ -259,6 +259,15 @@ def test_a_client_without_event_ids_is_told_of_a_missing_item_without_one(talk):
 
 
 @pytest.mark.parametrize("item_id", [None, 7, ["secret"]], ids=repr)
+def test_other_events_that_name_a_hidden_item_are_the_models_to_refuse(talk, item_id):
+    """The relay answers for it only where it knows what the model would say."""
+    talk.hide("secret")
+    for each in (item_id, "secret"):
+        ((to_model),), answers = talk.client("something.new", item_id=each)
+        assert (to_model["item_id"], answers) == (each, [])
+
+
+@pytest.mark.parametrize("item_id", [None, 7, ["secret"]], ids=repr)
 def test_an_item_id_that_is_none_is_the_models_to_refuse(talk, item_id):
     """The relay has no opinion of it."""
     talk.hide("secret")
@@ -638,6 +647,32 @@ def test_a_tool_call_is_known_from_its_output_item_on(talk):
     talk.model(event("response.output_item.done", response_id="r", item=item))
     result = {"id": "out", "type": "function_call_output", "call_id": "call_1", "output": "{}"}
     assert len(talk.put({"type": "conversation.item.create", "item": result})) == 1
+
+
+def test_a_tool_call_that_was_deleted_can_no_longer_be_answered(talk):
+    """The model would refuse it; its sender learns why at once."""
+    talk.model(event("conversation.item.done", item={"id": "fc", "type": "function_call", "call_id": "call_1"}))
+    talk.model(event("conversation.item.deleted", item_id="fc"))
+    result = {"id": "out", "type": "function_call_output", "call_id": "call_1", "output": "{}"}
+    assert talk.put({"type": "conversation.item.create", "item": result}) == []
+
+
+def test_what_the_client_cut_is_not_waited_for(talk):
+    """It has stopped playing, and says so."""
+    talk.speak()
+    assert ask_at_turn_end(talk) == []
+    actions = talk.model(event("conversation.item.truncated", item_id="answer", audio_end_ms=10))
+    assert [each["type"] for each in sent(actions, Side.MODEL)] == ["conversation.item.create"]
+
+
+def test_ids_are_no_audio(talk):
+    """They are counted by the byte with it: with long ones a turn would seem to last for ever."""
+    ids = {"event_id": "e" * 100, "response_id": "r" * 4000, "item_id": "i" * 4000, "content_index": 0}
+    talk.model(event("response.content_part.added", **ids, part={"type": "audio"}))
+    for _ in range(20):
+        talk.model(event("response.output_audio.delta", **ids, delta="AAAA"))
+    ask_at_turn_end(talk)
+    assert sent(talk.bridge.on_tick(NOW + 0.1, WALL), Side.MODEL) or not talk.bridge.due(NOW, WALL)
 
 
 # What readers are told

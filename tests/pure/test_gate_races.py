@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from relay.core.actions import Send, Side
+from relay.core.actions import Passed, Send, Side
 from relay.core.bridge import Bridge, Rules
+from relay.core.flights import Flights
 from relay.core.messages import Injection
 from relay.core.realtime import encode
 from relay.core.turns import SETTLE_SECONDS, Turns, Unplayed
@@ -100,6 +101,48 @@ def test_a_doubtful_response_that_another_follows_was_not_ours(play):
     assert play.settled == [("a", "applied"), ("a", "answered")]
 
 
+def test_an_answer_for_the_turns_end_waits_until_what_was_said_meanwhile_is_heard(play):
+    """Somebody else was first: the message is in the conversation, the person must not be talked over."""
+    play.put("a", when="turn_end", response={})
+    play.created("theirs")
+    play.gate.turns.on_part("answer", 0)
+    play.gate.turns.on_audio(1, 640_000, play.now)
+    play.done("theirs")
+    play.item("a")
+    play.pass_time(5.0)
+    assert play.asks() == []
+    play.pass_time(6.0)
+    assert len(play.asks()) == 1
+
+
+def test_what_a_cancelled_response_had_to_say_is_not_waited_for(play):
+    """Whoever cancelled it: the client has stopped playing."""
+    play.created("theirs")
+    play.gate.turns.on_part("answer", 0)
+    play.gate.turns.on_audio(1, 640_000, play.now)
+    play.put("a", when="turn_end")
+    play.done("theirs", "cancelled")
+    assert play.creates() == ["item_a"]
+
+
+def test_only_the_response_that_was_interrupted_silences_the_client(play):
+    """The next one's end is none of the interruption's."""
+    play.created("theirs")
+    play.put("a", when="interrupt")
+    assert play.done("theirs", "cancelled")
+    play.created("next")
+    assert not play.done("next", "cancelled")
+
+
+def test_a_request_of_the_clients_that_the_model_will_refuse_holds_nobody_up(play):
+    """It came while another response was active: there is nothing to wait for."""
+    play.created("vad", None)
+    play.client_asks("c.1")
+    ask(play)
+    play.done("vad")
+    assert len(play.asks()) == 1
+
+
 # Refusals
 
 
@@ -125,9 +168,12 @@ def test_a_response_that_is_in_the_way_and_begins_is_waited_for(play):
     play.error(play.asks()[-1]["event_id"], ACTIVE)
     play.release()
     play.created("theirs", {"of": "another"})
-    play.pass_time(1.0)
-    assert len(play.asks()) == 1
+    play.pass_time(0.1)
     play.done("theirs")
+    assert len(play.asks()) == 2
+    play.error(play.asks()[-1]["event_id"], ACTIVE)
+    play.created("theirs", {"of": "another"})
+    play.pass_time(1.0)
     assert len(play.asks()) == 2
 
 
@@ -200,6 +246,17 @@ def test_a_nameless_refusal_while_nothing_is_active_is_of_what_was_asked_for(pla
     play.pass_time(0.1)
     play.pass_time(0.5)
     assert len(play.asks()) == 2
+
+
+def test_what_was_said_before_the_active_response_began_is_its_matter(play):
+    """The server's own answer to it is that response: what is refused after it is what was asked for."""
+    ask(play)
+    play.gate.responses.on_heard()
+    play.created("vad", None)
+    assert play.error(None, ACTIVE)
+    play.done("vad")
+    assert play.settled == [("a", "applied")]
+    assert "response" in play.asks()[-1]
 
 
 def test_a_person_who_spoke_over_a_client_that_was_held_back_is_answered_too(play):
@@ -321,7 +378,20 @@ def test_a_tool_call_that_was_begun_and_never_made_is_not_waited_for(play):
     play.tool_calls("resp_1", "one")
     play.gate.tools.on_started("two", "resp_1")
     result(play, "a", "one")
+    assert play.asks() == []
     play.done("resp_1", "cancelled")
+    assert len(play.asks()) == 1
+
+
+def test_tool_calls_that_are_known_before_their_response_is_belong_together(play):
+    """Some servers put the item in first, and then say whose it is."""
+    for call in ("one", "two"):
+        play.item(f"of_{call}", type="function_call", call_id=call)
+        play.gate.tools.on_started(call, "resp_1")
+        play.item(f"of_{call}", type="function_call", call_id=call)
+    result(play, "a", "one")
+    assert play.asks() == []
+    result(play, "b", "two")
     assert len(play.asks()) == 1
 
 
@@ -490,6 +560,23 @@ def test_those_who_listen_hear_both_sides():
         assert [each.event for each in sounds if not isinstance(each, Send)] == [append, delta] * hears
 
 
+@pytest.mark.parametrize("rate", [0, 3], ids=["silent", "talking"])
+def test_audio_that_went_straight_from_leg_to_leg_counts(rate):
+    """Most of it does: the bridge never sees it, and must know of it all the same."""
+    straight = Passed(client_messages=rate, model_messages=rate, model_bytes=rate * 64_000)
+    so_far = [Passed()]
+    for push_to_talk in (False, True):
+        bridge = Bridge(Rules(), lambda: "event_1", lambda: so_far[0])
+        bridge.on_model_opened(None, NOW)
+        bridge.on_announced(None, NOW, WALL)
+        if push_to_talk:
+            session = {"audio": {"input": {"turn_detection": None}}}
+            bridge.on_model_text(an_event("session.updated", session=session), NOW, WALL)
+        so_far[0] = straight if not push_to_talk else straight._replace(model_messages=0)
+        assert len(held_back(bridge)) == (rate == 0)
+        so_far[0] = Passed()
+
+
 def test_an_append_with_an_event_id_counts_as_audio():
     """Some clients number everything; push to talk counts what was sent."""
     bridge = Bridge(Rules(), lambda: "event_1")
@@ -524,11 +611,11 @@ def test_what_was_not_there_to_be_played_was_not_played(turns):
 
 def test_a_part_that_was_heard_is_forgotten(turns):
     """Parts of a long call do not pile up."""
-    for number in range(1, 5):
+    for number in range(1, 101):
         turns.on_part(f"answer_{number}", 0, ids_bytes=60)
         second(turns, number, number * 2.0)
-    assert turns.unplayed(8.5) == [Unplayed("answer_4", 0, 500)]
-    assert turns.quiet_from(0) == pytest.approx(9.0, abs=0.01)
+    assert turns.unplayed(200.5) == [Unplayed("answer_100", 0, 500)]
+    assert turns.quiet_from(0) == pytest.approx(201.0, abs=0.01)
 
 
 def test_parts_beyond_the_limit_are_one_with_the_last(turns):
@@ -590,6 +677,17 @@ def test_an_event_that_lacks_the_item_it_is_about_waits_for_no_answer(play):
     assert play.settled == []
     assert play.error(play.events[-1]["event_id"], "missing_required_parameter")
     assert play.settled == [("a", "failed")]
+
+
+def test_of_the_clients_events_under_way_only_the_newest_are_remembered(play):
+    """The limit protects memory; a backend's is never forgotten, somebody waits for it."""
+    flights = Flights()
+    flights.add("r.1", "conversation.item.retrieve", "", "a backend", 10.0)
+    for number in range(1000):
+        flights.add(f"c.{number}", "conversation.item.retrieve", "", None, 10.0)
+    assert (len(flights), flights.cargo) == (257, ["a backend"])
+    assert flights.on_refused("c.743") is None
+    assert flights.on_refused("c.744") is not None
 
 
 def test_a_duplicate_is_looked_for_among_items_only(play):

@@ -36,7 +36,7 @@ def read(stream: bytes) -> list[Sent]:
 
 def feed(*, resumed: bool = False, session: bytes | None = SESSION, **limits: int) -> Feed:
     made = Feed("rtc_iad_1", resumed=resumed, **limits)
-    made.begin(session, "event_1")
+    made.begin(session, "event_1", "7-3")
     return made
 
 
@@ -56,7 +56,7 @@ def test_it_begins_with_the_session_and_then_has_events_as_they_are():
     made.add(event(1))
     first, second = read(made.take())
     assert first == (
-        "",
+        "7-3",
         "session.created",
         {"type": "session.created", "event_id": "event_1", "session": json.loads(SESSION)},
     )
