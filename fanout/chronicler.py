@@ -19,6 +19,7 @@ from fanout.store import Store
 from fanout.tasks import Backoff
 
 WRITERS = 4
+_TICK = 0.001  # seconds, of the loop's clock
 _BATCH = 16  # calls in one go: under a millisecond of the loop
 _BATCH_BYTES = 128 * KIB  # after which no further call is added: what one write to a socket may hold up
 
@@ -66,7 +67,9 @@ class Chronicler:
                 await backoff.wait()
 
     def _take_batch(self) -> list[tuple[OwnedCall, Run]]:
-        now = asyncio.get_running_loop().time()
+        now = (
+            asyncio.get_running_loop().time() + _TICK
+        )  # else a timer that comes a hair early asks until the clock moves
         batch: list[tuple[OwnedCall, Run]] = []
         size = 0
         for call in self._schedule.take(now, _BATCH):

@@ -76,6 +76,7 @@ class OwnedCall:
         self._clock = clock
         self._message_max_bytes = scripts.settings.message_max_bytes
         self._changed = asyncio.Event()
+        self._waits_logged = 0
 
     # -- for the session
 
@@ -165,7 +166,11 @@ class OwnedCall:
         """
         self.chronicle.hurry()
         self._agenda.on_noted(self)
-        await self._wait(lambda: self.chronicle.is_written)
+        self._waits_logged += 1
+        try:
+            await self._wait(lambda: self.chronicle.is_written)
+        finally:
+            self._waits_logged -= 1
 
     async def wait_registered(self) -> None:
         """Until the claim is written and the subscription acknowledged: from then on the call can be reached.
@@ -227,7 +232,8 @@ class OwnedCall:
     def on_written(self, outcome: Any) -> None:
         """The answer to a flush of the log, or RegionUnreachable."""
         self._tell_interest(self.chronicle.on_outcome(outcome, self._now()))
-        self.changed()
+        if self._waits_logged:  # nobody else waits for this, which happens fifty times a second
+            self.changed()
 
     def _tell_interest(self, has_changed: bool) -> None:
         if not has_changed or self.on_interest is None:

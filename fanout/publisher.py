@@ -21,31 +21,18 @@ from fanout.errors import BusFull, BusTimeout, IdempotencyConflict, MessageTooLa
 from fanout.ids import item_id_for
 from fanout.messages import Message, Receipt, Status
 from fanout.store import Store
-from fanout.tasks import Tasks
+from fanout.tasks import Signal, Tasks
 
 _log = structlog.get_logger("fanout")
 
 
-class _Line:
-    """An outbox and who waits on it."""
+class _Line(Signal):
+    """An outbox and who waits on it, woken when something new is known or to be done."""
 
     def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
         self.outbox = outbox
         self.is_carried = False
-        self._changed = asyncio.Event()
-
-    def wake(self) -> None:
-        """Something new is known, or to be done."""
-        self._changed.set()
-        self._changed.clear()
-
-    async def wait(self, seconds: float | None) -> None:
-        """Until then, or for so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
 
 
 class Publisher:

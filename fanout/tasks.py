@@ -30,6 +30,26 @@ class Backoff:
         await asyncio.sleep(pause)
 
 
+class Signal:
+    """Wakes whoever waits for something to change, to look again."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        self._changed.set()
+        self._changed.clear()
+
+    async def wait(self, seconds: float | None) -> None:
+        """Until then, or for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+
 class Tasks:
     """A task group whose children's failures are logged and counted instead of ending the node.
 

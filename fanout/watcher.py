@@ -24,7 +24,7 @@ from fanout.errors import CallEnded, CallNotFound, CallStateUnknown, RegionUnrea
 from fanout.messages import LogEntry, WatchEnd
 from fanout.settings import KIB
 from fanout.store import Store, run_one
-from fanout.tasks import Backoff, Tasks
+from fanout.tasks import Backoff, Signal, Tasks
 
 _log = structlog.get_logger("fanout")
 
@@ -88,17 +88,17 @@ class _Subject(NamedTuple):
     with_sound: bool
 
 
-class _Line:
-    """All watches of a subject."""
+class _Line(Signal):
+    """All watches of a subject; it is woken when there may be something to do."""
 
     def __init__(self, subject: _Subject, keys: CallKeys) -> None:
+        super().__init__()
         self.subject = subject
         self.keys = keys
         self.channel = keys.sound if subject.with_sound else keys.feed
         self.watches: dict[Watch, None] = {}
         self.look_at = 0.0
         self.is_followed = False
-        self._changed = asyncio.Event()
 
     @property
     def open(self) -> list[Watch]:
@@ -109,19 +109,6 @@ class _Line:
     def readers(self) -> list[Watch]:
         """Those that lack something."""
         return [watch for watch in self.watches if watch.cursor.needs_read]
-
-    def wake(self) -> None:
-        """There may be something to do."""
-        self._changed.set()
-        self._changed.clear()
-
-    async def wait(self, seconds: float | None) -> None:
-        """Until then, or for so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
 
 
 class Watcher:

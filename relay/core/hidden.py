@@ -40,7 +40,7 @@ class Hidden:
             return message
         item = event.get("item")
         item_id = item.get("id") if isinstance(item, dict) else event.get("item_id")
-        before = event.get("previous_item_id")
+        before: Any = event.get("previous_item_id")
         if isinstance(item_id, str) and item_id in self._before:
             if isinstance(before, str):
                 self._before[item_id] = before

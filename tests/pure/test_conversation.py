@@ -258,20 +258,18 @@ def test_a_client_without_event_ids_is_told_of_a_missing_item_without_one(talk):
     assert error["error"]["event_id"] is None
 
 
-@pytest.mark.parametrize("item_id", [None, 7, ["secret"]], ids=repr)
-def test_other_events_that_name_a_hidden_item_are_the_models_to_refuse(talk, item_id):
+def test_other_events_that_name_a_hidden_item_are_the_models_to_refuse(talk):
     """The relay answers for it only where it knows what the model would say."""
     talk.hide("secret")
-    for each in (item_id, "secret"):
-        ((to_model),), answers = talk.client("something.new", item_id=each)
-        assert (to_model["item_id"], answers) == (each, [])
+    (to_model,), answers = talk.client("something.new", item_id="secret")
+    assert (to_model["item_id"], answers) == ("secret", [])
 
 
 @pytest.mark.parametrize("item_id", [None, 7, ["secret"]], ids=repr)
 def test_an_item_id_that_is_none_is_the_models_to_refuse(talk, item_id):
     """The relay has no opinion of it."""
     talk.hide("secret")
-    ((to_model),), answers = talk.client("conversation.item.retrieve", item_id=item_id)
+    (to_model,), answers = talk.client("conversation.item.retrieve", item_id=item_id)
     assert (to_model["item_id"], answers) == (item_id, [])
 
 
@@ -301,8 +299,8 @@ ANSWERED_HERE = [
 @pytest.mark.parametrize("kind", ANSWERED_HERE)
 def test_an_event_without_an_id_has_one_on_the_model_leg_which_is_taken_away_again(talk, kind):
     """The relay must find the cause of an error; to the client it is as on a direct connection."""
-    ((first),), _ = talk.client(kind, item_id="x")
-    ((second),), _ = talk.client(kind, item_id="x")
+    (first,), _ = talk.client(kind, item_id="x")
+    (second,), _ = talk.client(kind, item_id="x")
     assert first["event_id"] != second["event_id"]
     error = {"code": "x", "message": "m", "event_id": first["event_id"]}
     to_client = json.loads(talk.to_client("error", event_id="s", error=error) or b"")
@@ -312,7 +310,7 @@ def test_an_event_without_an_id_has_one_on_the_model_leg_which_is_taken_away_aga
 @pytest.mark.parametrize("kind", ["conversation.item.create", "something.new"])
 def test_an_event_without_an_id_has_none_where_its_answer_does_not_matter(talk, kind):
     """The less is changed the better."""
-    ((to_model),), _ = talk.client(kind, x=1)
+    (to_model,), _ = talk.client(kind, x=1)
     assert to_model == {"type": kind, "x": 1}
 
 
@@ -368,7 +366,7 @@ def test_a_clients_response_outside_the_conversation_waits_for_nothing(talk):
     """It is in nobody's way; and the first answer is the client's, so that the second is the backend's."""
     talk.put(None)
     aside = {"conversation": "none", "input": []}
-    ((to_model),), _ = talk.client("response.create", response=aside)
+    (to_model,), _ = talk.client("response.create", response=aside)
     assert to_model["response"] == aside
     talk.put({"type": "response.create", "response": aside})
     created = event("response.created", response={"id": "aside", "conversation_id": None})
@@ -506,7 +504,7 @@ def test_an_error_without_a_cause_is_everybodys(talk):
 
 def test_an_error_that_a_backend_caused_is_only_its_senders(talk):
     """It has a receipt, or its side leg gets an error of its own."""
-    ((to_model),) = talk.put({"type": "nonsense"})
+    (to_model,) = talk.put({"type": "nonsense"})
     assert seen(talk.watched().model(error(to_model["event_id"]))) == {"sender": "failed"}
 
 
@@ -530,7 +528,7 @@ def test_an_error_that_the_relay_itself_caused_is_only_the_nodes(talk, code, com
 
 def test_a_message_without_a_name_that_failed_twice_is_still_nobodys_complaint(talk):
     """The model may repeat its error: the first has settled it, the second is for the node's log."""
-    ((to_model),) = talk.put({"type": "nonsense"})
+    (to_model,) = talk.put({"type": "nonsense"})
     talk.model(error(to_model["event_id"]))
     assert talk.model(error(to_model["event_id"])) == [Complaint("invalid_value", "m")]
 
@@ -671,8 +669,7 @@ def test_ids_are_no_audio(talk):
     talk.model(event("response.content_part.added", **ids, part={"type": "audio"}))
     for _ in range(20):
         talk.model(event("response.output_audio.delta", **ids, delta="AAAA"))
-    ask_at_turn_end(talk)
-    assert sent(talk.bridge.on_tick(NOW + 0.1, WALL), Side.MODEL) or not talk.bridge.due(NOW, WALL)
+    assert ask_at_turn_end(talk) == ["conversation.item.create"]
 
 
 # What readers are told
