@@ -31,7 +31,7 @@ from relay.tally import Tally
 from relay.upstream import Upstream
 
 _BACKLOG = 1024
-_LAST_CLOSES_SECONDS = 1.0  # beyond close_seconds, for tasks to finish
+_LAST_CLOSES_SECONDS = 2.0  # beyond close_seconds, for the last of the log to be written and tasks to finish
 
 log = structlog.get_logger("relay")
 

@@ -72,9 +72,8 @@ class Session:
         self._bridge = Bridge(rules, _event_id, partial(_passed, self.client, self._model))
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._owned: OwnedCall | None = None
-        self._injected: dict[
-            str, tuple[float, bytes | None]
-        ] = {}  # by message: when, and its item as the model gets it
+        # By message: when it came, and its item as the model gets it.
+        self._injected: dict[str, tuple[float, bytes | None]] = {}
         self._started = services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None

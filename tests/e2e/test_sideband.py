@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fanout import new_call_id
 from relay.app import Node
+from relay.sideband import SideLeg
 from tests.e2e.test_call import SILENCE, TONE, say
 from tests.support.fleet import Nodes, bearer, closed, event, system_message, token, until
 
@@ -520,6 +522,25 @@ async def test_it_may_come_before_the_client_and_be_heard_first(nodes: Nodes) ->
     assert ids(at_side) == ids(at_client)
     assert [each["item"]["id"] for each in at_side if "item" in each][::2] == [f"item_{number}" for number in range(10)]
     assert at_side[0]["session"]["instructions"] == "Be kind."
+
+
+async def test_one_that_says_very_much_before_the_client_comes_is_read_no_further(nodes: Nodes) -> None:
+    """What waits is bounded on its node, and in its own buffers then; when the call begins, all of it goes on."""
+    node = await nodes.add("a")
+    async with AsyncOpenAI(api_key=token("mint"), base_url=f"{node.url}/v1") as sdk:
+        secret = await sdk.realtime.client_secrets.create()
+    call_id: str = secret.model_extra["call_id"]  # type: ignore[index]
+    async with attached(node, call_id) as leg:
+        for number in range(100):
+            await leg.conversation.item.create(item=words("hello") | {"id": f"item_{number}"})
+        (side,) = (each for each in gc.get_objects() if isinstance(each, SideLeg) and each.call_id == call_id)
+        await until(lambda: not side.leg.reading)
+        client = await nodes.connect(node, headers=bearer(secret.value))
+        for number in range(100):
+            done = (await up_to("conversation.item.done", client.receive_json))[-1]
+            assert done["item"]["id"] == f"item_{number}"
+        assert side.leg.reading
+        await client.close()
 
 
 async def test_one_that_leaves_before_the_client_comes_has_said_nothing(nodes: Nodes) -> None:
