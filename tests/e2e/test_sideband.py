@@ -539,7 +539,7 @@ async def test_one_that_says_very_much_before_the_client_comes_is_read_no_furthe
         for number in range(100):
             done = (await up_to("conversation.item.done", client.receive_json))[-1]
             assert done["item"]["id"] == f"item_{number}"
-        assert side.leg.reading
+        await until(lambda: side.leg.reading)
         await client.close()
 
 

@@ -230,13 +230,12 @@ async def test_three_parties_see_one_order_and_every_message_ends_as_it_was_aske
                     acts.create_task(supervisor.steer(12))
                     injecting = acts.create_task(_inject(backend, dice))
                 receipts = injecting.result()
-                seen_by = (person.seen, supervisor.seen, backend.seen)
-                in_model = await _settled(fleet.nodes, seen_by)
+                hidden = {receipt["item_id"] for body, receipt, _ in receipts if not body["visible"]}
+                in_model = await _settled(fleet.nodes, person.seen, (supervisor.seen, backend.seen), hidden)
             watching.cancel()
         await working  # the call's end ends the stream
         listening.cancel()
     _check_receipts(receipts, in_model)
-    hidden = {receipt["item_id"] for body, receipt, _ in receipts if not body["visible"]}
     assert backend.seen.added == in_model
     assert person.seen.added == [item for item in in_model if item not in hidden]
     first = in_model.index(supervisor.seen.added[0])
@@ -247,14 +246,15 @@ async def test_three_parties_see_one_order_and_every_message_ends_as_it_was_aske
     assert {receipt["status"] for receipt in backend.results.values()} == {"answered"}
 
 
-async def _settled(nodes: Nodes, seen_by: Sequence[Seen]) -> list[str]:
-    """Until everybody has seen the model's last item; returns all of its items in order."""
+async def _settled(nodes: Nodes, person: Seen, others: Sequence[Seen], hidden: set[str]) -> list[str]:
+    """Until everybody has seen the model's last item that they may see; returns all of its items in order."""
     items: list[str] = []
 
     async def is_settled() -> bool:
         model = await nodes.session(open_only=True)
         items[:] = [item["id"] for item in model["items"]]
-        return all(seen.added[-1:] == items[-1:] for seen in seen_by)
+        shown = [item for item in items if item not in hidden]
+        return person.added[-1:] == shown[-1:] and all(seen.added[-1:] == items[-1:] for seen in others)
 
     await until(is_settled, 30)
     return items
