@@ -18,12 +18,13 @@ import uvloop
 from aiohttp import web
 
 from fanout import new_call_id
-from relay.calls import Calls
+from relay.call import Request, Services
+from relay.calls import Lives
 from relay.config import MIB, Settings
-from relay.core.bridge import Side
+from relay.core.actions import Side
 from relay.core.frames import Opcode
 from relay.handoff import BadHandshake, check_upgrade, hand_off
-from relay.session import Request, Services, Session
+from relay.session import Session
 from relay.tally import Tally
 from relay.upstream import Target
 
@@ -65,6 +66,9 @@ class _NoBus:
     async def wait_lost(self) -> None:
         await asyncio.Event().wait()
 
+    async def wait_logged(self) -> None:
+        """There is no log."""
+
     def end(self, *_: object) -> None:
         """There is nowhere to write the tombstone."""
 
@@ -85,7 +89,7 @@ def make_settings() -> Settings:
     )
 
 
-def make_app(services: Services, calls: Calls) -> web.Application:
+def make_app(services: Services, calls: Lives[Session]) -> web.Application:
     """An application that upgrades every request."""
 
     async def upgrade(request: web.Request) -> web.StreamResponse:
@@ -116,7 +120,7 @@ async def serve(port: int, on_ready: Callable[[int], None]) -> None:
     """Serve until cancelled; ``on_ready`` gets the port, which the system chose if it was 0."""
     services = make_services(make_settings())
     async with AsyncExitStack() as stack:
-        calls = await stack.enter_async_context(Calls.running())
+        calls: Lives[Session] = await stack.enter_async_context(Lives.running())
         sock = socket.create_server(("127.0.0.1", port), backlog=128)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, services.settings.socket_buffer_bytes)
         runner = web.AppRunner(make_app(services, calls), access_log=None, handle_signals=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from relay.core.bridge import Side
+from relay.core.actions import Side
 from relay.core.frames import Close, Opcode, Violation
 from relay.legs import Leg
 from tests.support.fleet import until
