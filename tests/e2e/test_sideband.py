@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from fanout import new_call_id
+from fanout import BusSettings, CallRecord, Fanout, Tombstone, new_call_id
 from relay.app import Node
 from relay.sideband import SideLeg
 from tests.e2e.test_call import SILENCE, TONE, say
@@ -497,6 +498,30 @@ async def process_of(env: dict[str, str]) -> AsyncIterator[tuple[asyncio.subproc
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.communicate()
+
+
+async def test_it_stays_when_the_call_moves_to_another_node(call: Call) -> None:
+    """It goes on with what the new owner shows, and is not greeted again."""
+    settings = BusSettings(node="c", region="iad", regions={"iad": call.nodes._redis_url}, prefix=call.nodes.prefix)
+    async with watching(call) as leg, Fanout.running(settings, clock=time.time) as bus:
+        record = await bus.call(call.id, "test")
+        assert isinstance(record, CallRecord)
+        taken = await bus.take(record, lambda _: None)
+        await taken.wait_registered()
+        taken.note("session", json.dumps(call.session).encode())
+        taken.log(b'{"type":"response.done","event_id":"event_of_c","response":{"id":"resp_of_c"}}')
+        (done,) = await heard(leg, "response.done")
+        assert done["event_id"] == "event_of_c"
+        taken.end(Tombstone(**_died(record)))
+        code, reason, events = await ended(leg)
+        assert (code, reason, events) == (1001, "model_expired", [])
+
+
+def _died(record: CallRecord) -> dict[str, Any]:
+    """The end of a call at its second owner."""
+    names = ("id", "tenant", "node", "region", "started_at")
+    known = {name: getattr(record, name) for name in names}
+    return known | {"ended_at": time.time(), "why": "model_expired", "fault": "model", "close_code": 1001}
 
 
 # Before the call begins
