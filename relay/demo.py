@@ -316,7 +316,7 @@ def _greet(
         "content": [{"type": "input_text", "text": "Say that lunch is ready."}],
     }
     print(
-        "\nPut a system message into a live call, through any node of its region (CALL_ID is on the page):\n\n"
+        "\nPut a system message into a live call, through any node (CALL_ID is on the page):\n\n"
         f"  curl {flags} '{other['url']}/v1/realtime/calls/CALL_ID/items?wait=applied' \\\n"
         f"    -H 'Authorization: Bearer {tokens['backend']}' \\\n"
         f"    -H 'Content-Type: application/json' \\\n"

@@ -21,7 +21,7 @@ from ops.simulator.response import Pace
 from ops.simulator.server import Simulator
 from ops.simulator.session import Behaviour
 from ops.simulator.speech import tone
-from tests.support.fleet import Nodes, token
+from tests.support.fleet import Nodes, system_message, token
 from tests.support.redis_server import RedisServer
 
 SPOKEN_TURN = bytes(300 * 48) + tone(1) + bytes(600 * 48)
@@ -217,6 +217,37 @@ async def test_agents_an_interruption_truncates_the_answer(slow_model: Endpoint)
     (record,) = slow_model.simulator.ledger
     assert record.received["conversation.item.truncate"] == 1
     assert record.sent["error"] == 0
+
+
+async def test_agents_keep_their_turns_while_backends_want_responses_too(nodes: Nodes):
+    """The SDK waits for response.created and .done, whoever asked: nobody's response is lost, and no error comes."""
+    node = await nodes.add()
+    agent = RealtimeAgent(name="agent", instructions="Be brief.", tools=[get_weather])
+    url = f"{node.url.replace('http', 'ws', 1)}/v1/realtime?model=sim"
+    async with await RealtimeRunner(agent).run(model_config={"api_key": token("call"), "url": url}) as session:
+        _, listed = await nodes.get(node, "/v1/realtime/calls")
+        call_id = listed["data"][0]["id"]
+
+        async def put(number: int) -> tuple[int, Any]:
+            when = ("now", "turn_end", "interrupt")[number % 3]
+            body = {"item": system_message(f"message {number}"), "response": True, "when": when}
+            return await nodes.put(node, call_id, body, "wait=answered&timeout_ms=40000")
+
+        async with asyncio.TaskGroup() as tasks:
+            putting = [tasks.create_task(put(number)) for number in range(9)]
+            for words in ("one", "two", "get weather, please"):
+                await session.send_message(words)
+                await asyncio.sleep(0.3)  # somewhere among the others' responses
+        assert [(each.result()[0], each.result()[1]["status"]) for each in putting] == [(200, "answered")] * 9
+        await agents_until(session, "tool_end")
+        await session.send_message("last words")
+        (record,) = nodes.model.ledger
+        async with asyncio.timeout(20):
+            while not any(
+                "last words" in item["text"] and item["role"] == "assistant" for item in record.detail()["items"]
+            ):
+                await anext(aiter(session))
+        assert record.sent["error"] == 0
 
 
 # -- attached to a live call -----------------------------------------------------------------------------------------
