@@ -108,9 +108,12 @@ class RedisBus(Bus):
         return [channel for server in self.primaries() for channel in server.command("PUBSUB", "SHARDCHANNELS")]
 
     def drop_subscribers(self) -> None:
-        """Close every connection that carries channels."""
+        """Close every connection that carries channels, but those of sentinels: they would take it for a failure."""
         for server in self.primaries():
-            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            for client in server.command("CLIENT", "LIST", "TYPE", "pubsub").splitlines():
+                fields = dict(field.split("=", 1) for field in client.split(" "))
+                if not fields["name"].startswith("sentinel-"):
+                    server.command("CLIENT", "KILL", "ID", fields["id"])
 
     def clean(self) -> None:
         for server in self.primaries():
