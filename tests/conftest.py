@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import structlog
 import uvloop
 
 from tests.support.fleet import DemoFleet, Nodes
@@ -21,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*parts): optional parts of the machine: node, chromium, prometheus, speech"
     )
+    # Its own choice, a picture of every frame with its variables, holds the loop for most of a second.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
