@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from fanout.core.topology import Address
 from fanout.redis.target import Target
-from fanout.redis.trouble import NotPrimary
+from fanout.redis.trouble import ConnectionLost, NotPrimary
 
 
 class Dialler:
@@ -39,14 +39,14 @@ class Dialler:
         """Answers of a server, or a sentinel, on a connection of their own. Raises what redis-py raises."""
         async with self._connected(address, is_sentinel=is_sentinel) as connection, asyncio.timeout(self._timeout):
             for command in commands:
-                await connection.send_command(*command)
+                await write(connection, *command)
             return [await read(connection) for _ in commands]
 
     async def listen(self, sentinel: Address, channels: tuple[str, ...], on_message: Callable[[], None]) -> NoReturn:
         """Calls for each message on a sentinel's channels, and at first. Raises what redis-py raises."""
         async with self._connected(sentinel, is_sentinel=True) as connection:
             async with asyncio.timeout(self._timeout):
-                await connection.send_command("SUBSCRIBE", *channels)
+                await write(connection, "SUBSCRIBE", *channels)
             while True:
                 await read(connection)
                 on_message()
@@ -81,8 +81,16 @@ async def read(connection: AbstractConnection) -> Any:
     return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
 
 
+async def write(connection: AbstractConnection, *command: str) -> None:
+    """Send a command. Raises what redis-py raises; ConnectionLost where uvloop finds that the transport was closed."""
+    try:
+        await connection.send_command(*command)
+    except RuntimeError as exc:
+        raise ConnectionLost(str(exc)) from exc
+
+
 async def _greet(connection: AbstractConnection) -> str:
-    await connection.send_command("INFO", "server", "replication")
+    await write(connection, "INFO", "server", "replication")
     lines = bytes(await read(connection)).decode().splitlines()
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     if facts.get("role") != "master":

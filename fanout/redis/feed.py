@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from fanout.core.partitions import tag_in
 from fanout.core.subscriptions import Subscriptions
 from fanout.core.topology import Address
-from fanout.redis.dial import Dialler, read
+from fanout.redis.dial import Dialler, read, write
 from fanout.redis.trouble import REDIS_TROUBLE, Trouble
 from fanout.settings import BusSettings
 from fanout.tasks import Backoff
@@ -152,7 +152,7 @@ class Feed:
             async with asyncio.timeout(self._settings.socket_timeout):  # of one turn: new wishes may come all the time
                 for verb, channels in (("SUNSUBSCRIBE", diff.unsubscribe), ("SSUBSCRIBE", diff.subscribe)):
                     for group in _groups(channels):
-                        await connection.send_command(verb, *group)
+                        await write(connection, verb, *group)
             await asyncio.sleep(0)
 
     async def _read_until_wishes(self, connection: AbstractConnection, backoff: Backoff) -> None:

