@@ -19,7 +19,6 @@ from fanout.store import Store
 from fanout.tasks import Backoff
 
 WRITERS = 4
-_TICK = 0.001  # seconds, of the loop's clock
 _BATCH = 4  # calls in one go: with all writers, a millisecond of the loop
 _BATCH_BYTES = 128 * KIB  # after which no further call is added: what one write to a socket may hold up
 
@@ -67,9 +66,7 @@ class Chronicler:
                 await backoff.wait()
 
     def _take_batch(self) -> list[tuple[OwnedCall, Run]]:
-        now = (
-            asyncio.get_running_loop().time() + _TICK
-        )  # else a timer that comes a hair early asks until the clock moves
+        now = self._schedule.now()
         batch: list[tuple[OwnedCall, Run]] = []
         size = 0
         for call in self._schedule.take(now, _BATCH):

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from fanout.errors import CallNotFound, InvalidItem, ReaderTooSlow
-from fanout.items import Lifetime, MessageId, decode, new_message_id, read_message
+from fanout.items import Lifetime, MessageId, decode, event_message, hangup_message, read_message
 from fanout.messages import CallFilter, CallPage, CallRecord, Facts, LogEntry, Message, Receipt, Status, Tombstone
 from fanout.node import Fanout
 from fanout.regions import read_regions
@@ -36,8 +36,6 @@ from fanout.settings import MIB, BusSettings
 _TENANT: Final = "dev"  # what `relay token` signs for, unless told otherwise
 _WAITS: Final = (Status.ACCEPTED, Status.DELIVERED, Status.APPLIED, Status.ANSWERED)
 _RENAMED: Final = {"expires_in_ms": "expires_in"}  # fields that have another name here than in the JSON body
-_AUDIO: Final = "input_audio_buffer.append"
-_HANGUP_SECONDS: Final = 60.0
 _WAITING_MAX: Final = 1000  # events of one call that wait to be taken: beyond it the reader is told that it is too slow
 _WAITING_MAX_BYTES: Final = 4 * MIB
 
@@ -218,8 +216,7 @@ class Publisher:
         Raises:
             CallNotFound, CallNotStarted, CallEnded and the others: as for `put`. To repeat it is safe.
         """
-        message = Message(id=new_message_id(), item=b"{}", expires_at=time.time() + _HANGUP_SECONDS, kind="hangup")
-        return await self._put(call_id, message, wait, timeout)
+        return await self._put(call_id, hangup_message(wall=time.time()), wait, timeout)
 
     async def receipt(self, call_id: str, message_id: str) -> Receipt | None:
         """What became of a message, whoever put it in; None if the call never had it, or had it too long ago.
@@ -285,8 +282,7 @@ class Publisher:
         Raises:
             CallNotFound, CallStateUnknown, RegionUnreachable: as for `put`.
         """
-        values = (await self.facts(call_id)).values
-        return [msgspec.json.decode(values[name]) for name in sorted(values) if name.startswith("item.")]
+        return [msgspec.json.decode(entry) for entry in (await self.facts(call_id)).entries]
 
     async def events(self, call_id: str, after: str | None = None, audio: bool = False) -> AsyncIterator[Event]:
         """What happens in a call from now on, in order, until it ends; also in one that is only reserved.
@@ -390,15 +386,7 @@ def _event_message(event: Mapping[str, Any], expires_in: float, message_id: str 
         body = decode(_encode(fields), _EventBody)
     except InvalidItem as error:
         raise _as_named_here(error) from None
-    if body.type == _AUDIO:
-        raise InvalidItem("type", "audio comes from the call's client alone", code="audio_not_allowed")
-    return Message(
-        id=body.id or new_message_id(),
-        item=item,
-        response=body.type == "response.create",
-        expires_at=time.time() + body.expires_in_ms / 1000,
-        kind="event",
-    )
+    return event_message(item, body.type, message_id=body.id, expires_at=time.time() + body.expires_in_ms / 1000)
 
 
 def _encode(value: Any) -> bytes:

@@ -16,6 +16,7 @@ from fanout.errors import InvalidItem
 from fanout.messages import Message
 
 T = TypeVar("T")
+_HANGUP_SECONDS: Final = 60.0
 
 MessageId = Annotated[
     str,
@@ -181,6 +182,40 @@ def make_message(body: ItemBody, *, wall: float, traceparent: str | None = None)
         when=body.when or ("now" if response is False else "turn_end"),
         visible=body.visible,
     )
+
+
+def event_message(
+    event: bytes, kind: str, *, message_id: str | None, expires_at: float, traceparent: str | None = None
+) -> Message:
+    """Make a message of a client event: whatever the call's client could send, but audio.
+
+    Args:
+        event: the event as JSON.
+        kind: its ``type``.
+        message_id: None for one that is made up.
+        expires_at: seconds since the epoch.
+        traceparent: W3C trace context of whoever sends it.
+
+    Raises:
+        InvalidItem: it is audio.
+    """
+    if kind == "input_audio_buffer.append":
+        text = "Audio comes from the call's client alone; use an item with input_audio for a piece of it."
+        raise InvalidItem("type", text, code="audio_not_allowed")
+    return Message(
+        id=message_id or new_message_id(),
+        item=event,
+        response=kind == "response.create",
+        expires_at=expires_at,
+        traceparent=traceparent,
+        kind="event",
+    )
+
+
+def hangup_message(*, wall: float, traceparent: str | None = None) -> Message:
+    """Make the message that ends a call; one that nobody could reach for a minute is not hung up any more."""
+    expires_at = wall + _HANGUP_SECONDS
+    return Message(id=new_message_id(), item=b"{}", expires_at=expires_at, traceparent=traceparent, kind="hangup")
 
 
 def new_message_id() -> str:

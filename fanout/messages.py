@@ -199,6 +199,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # reserved, live, ended
     values: dict[str, bytes]
 
+    @property
+    def entries(self) -> list[bytes]:
+        """The transcript's, oldest first, each as JSON."""
+        return [self.values[name] for name in sorted(self.values) if name.startswith("item.")]
+
 
 class LogEntry(NamedTuple):
     """What a watch is given: an event, audio, the session as it is now, or a gap.

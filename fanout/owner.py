@@ -239,7 +239,7 @@ class Owner:
         return not (self._unended or self._unwritten or self._strangers)
 
     def _take_batch(self) -> list[tuple[OwnedCall, list[Step]]]:
-        now, wall = self._now(), self._clock()
+        now, wall = self._schedule.now(), self._clock()
         if now >= self._sweep_at:
             self._begin_sweep(now)
         self._introduce()

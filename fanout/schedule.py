@@ -8,6 +8,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
+_TICK = 0.001  # seconds, of the loop's clock
 
 
 class Schedule(Generic[Item]):
@@ -18,6 +19,11 @@ class Schedule(Generic[Item]):
         self._heap: list[tuple[float, int, Item]] = []
         self._order = count()
         self._idle: deque[asyncio.Future[None]] = deque()  # workers that wait for something to do
+
+    @staticmethod
+    def now() -> float:
+        """Up to which moment things are due now: timers come a hair early, and asking until the clock moves costs."""
+        return asyncio.get_running_loop().time() + _TICK
 
     def put(self, item: Item, due: float) -> None:
         """Something is to be done for it at this moment of the loop's clock, or earlier."""

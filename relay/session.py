@@ -364,7 +364,7 @@ class Session:
             return
         try:
             self._act(self._bridge.on_tick(self._loop.time(), self._services.wall()))
-        except Exception as error:  # noqa: BLE001  # as in _tick
+        except Exception as error:  # noqa: BLE001  # a gate that is broken must end this call, and no other
             self.on_leg_failed(Side.MODEL, error)
 
     def _hold(self, side: Side, held: bool) -> None:

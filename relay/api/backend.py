@@ -4,7 +4,7 @@ Each handler asks the bus and writes down its answer; nothing is decided here ab
 """
 
 import secrets
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -23,11 +23,11 @@ from fanout import (
 )
 from fanout.core.envelope import EnvelopeError
 from fanout.ids import region_of
-from fanout.items import ItemBody, new_message_id
+from fanout.items import ItemBody, hangup_message
 from relay.admission import Refused
 from relay.api import minting, transcript
 from relay.api.binding import Asked, answer_json, answer_refusal
-from relay.api.reading import read_item
+from relay.api.reading import read_event, read_item
 from relay.api.refusals import bus_refusal, rejection, unavailable
 from relay.api.schema import (
     EventBody,
@@ -41,9 +41,6 @@ from relay.api.schema import (
 )
 from relay.call import Services
 from relay.tokens import LEEWAY_SECONDS, mint
-
-_AUDIO: Final = "input_audio_buffer.append"
-_HANGUP_SECONDS: Final = 60.0  # after that a call that nobody could reach is not hung up any more
 
 
 class Backend:
@@ -119,28 +116,18 @@ class Backend:
 
     async def put_event(self, asked: Asked[EventQuery, Tracing, EventBody]) -> web.Response:
         """``POST …/events``: send the model what the call's client could send it."""
-        if asked.body.type == _AUDIO:
-            text = "Audio comes from the call's client alone; use an item with input_audio for a piece of it."
-            raise Refused(422, "audio_not_allowed", text, param="type")
-        message = Message(
-            id=asked.query.id or new_message_id(),
-            item=msgspec.json.encode(msgspec.json.decode(asked.raw)),  # repeated keys are gone: what was read is sent
-            response=asked.body.type == "response.create",
+        message = read_event(
+            asked.raw,
+            asked.body.type,
+            message_id=asked.query.id or None,
             expires_at=self._services.wall() + asked.query.expires_in_ms / 1000,
             traceparent=asked.headers.traceparent or None,
-            kind="event",
         )
         return await self._put(asked, message, asked.query)
 
     async def hang_up(self, asked: Asked[Waiting, Tracing, None]) -> web.Response:
         """``POST …/hangup``: end a call, on OpenAI's path."""
-        message = Message(
-            id=new_message_id(),
-            item=b"{}",
-            expires_at=self._services.wall() + _HANGUP_SECONDS,
-            traceparent=asked.headers.traceparent or None,
-            kind="hangup",
-        )
+        message = hangup_message(wall=self._services.wall(), traceparent=asked.headers.traceparent or None)
         receipt = await self._receipt(asked, message, Status.APPLIED, asked.query.timeout_ms)
         ended_meanwhile = (receipt.error or {}).get("code") == "call_ended"
         if receipt.status is Status.APPLIED or ended_meanwhile:

@@ -7,7 +7,7 @@ import msgspec
 from multidict import MultiMapping
 
 from fanout import InvalidItem, Message
-from fanout.items import ItemBody, decode, make_message, wrong_field
+from fanout.items import ItemBody, decode, event_message, make_message, wrong_field
 from relay.admission import Refused
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -56,6 +56,19 @@ def read_item(body: ItemBody, *, wall: float, traceparent: str | None) -> Messag
     """
     try:
         return make_message(body, wall=wall, traceparent=traceparent)
+    except InvalidItem as error:
+        raise _refused(error) from None
+
+
+def read_event(raw: bytes, kind: str, *, message_id: str | None, expires_at: float, traceparent: str | None) -> Message:
+    """Make a message of a client event that was read; see ``fanout.items.event_message``.
+
+    Raises:
+        Refused: 422 if it is audio.
+    """
+    event = msgspec.json.encode(msgspec.json.decode(raw))  # repeated keys are gone: what was read is sent
+    try:
+        return event_message(event, kind, message_id=message_id, expires_at=expires_at, traceparent=traceparent)
     except InvalidItem as error:
         raise _refused(error) from None
 

@@ -7,13 +7,12 @@ import msgspec
 
 from fanout import Facts
 
-_ITEM: Final = "item."
 _NO_WORDS: Final = "(no words yet)"
 
 
 def entries(facts: Facts) -> list[msgspec.Raw]:
     """Return the entries in the conversation's order, as they were kept."""
-    return [msgspec.Raw(facts.values[name]) for name in sorted(facts.values) if name.startswith(_ITEM)]
+    return [msgspec.Raw(entry) for entry in facts.entries]
 
 
 def dropped(facts: Facts) -> int:

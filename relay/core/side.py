@@ -45,14 +45,15 @@ class SideView:
         kind = realtime.event_type(event)
         if kind in {_CREATED, _UPDATED}:
             try:
-                session = realtime.decode(event).get("session")
+                fields = realtime.decode(event)
             except realtime.NotAnEvent:
                 return []
+            session = fields.get("session")
             if kind == _CREATED and self.is_greeted:  # the call's model leg is another one: that is not its matter
                 return []
             was_greeted, self._session = self.is_greeted, session if isinstance(session, dict) else {}
             if not was_greeted and kind == _UPDATED:
-                event = realtime.encode({**realtime.decode(event), "type": _CREATED})
+                event = realtime.encode({**fields, "type": _CREATED})
             early, self._early = self._early, []
             return [event, *early]
         if not self.is_greeted:

@@ -101,6 +101,15 @@ async def watched(session: Session) -> None:
     await eventually(lambda: session.call.is_watched)
 
 
+async def seen_one(node: Fanout, session: Session) -> str:
+    """Somebody watches until the event 1 and leaves; returns the position to come back with."""
+    async with watching(node, session.id) as reader:
+        await watched(session)
+        session.call.log(b"1")
+        await reader.wait_said("1")
+        return reader.position
+
+
 def keys_of(call_id: str) -> CallKeys:
     return Keys("test").call(call_id, "acme")
 
@@ -198,15 +207,12 @@ async def test_who_comes_back_with_its_position_misses_nothing(bus):
     """The lease outlives the watch for a while, so the log went on; through any node."""
     async with bus.nodes("a", "b", "c") as (a, b, c):
         session = await live(a)
-        async with watching(b, session.id) as reader:
-            await watched(session)
-            session.call.log(b"1")
-            await reader.wait_said("1")
+        position = await seen_one(b, session)
         for number in range(2, 200):
             session.call.log(b"%d" % number)
             if number % 3 == 0:
                 await session.call.wait_logged()
-        async with watching(c, session.id, after=reader.position) as again:
+        async with watching(c, session.id, after=position) as again:
             await again.wait_said("199")
             session.call.log(b"200")
             await again.wait_said("200")
@@ -217,14 +223,11 @@ async def test_who_comes_back_too_late_is_told_of_a_gap(bus):
     """The log is bounded; what it still has comes after the gap."""
     async with bus.nodes("a", "b", log_max=3) as (a, b):
         session = await live(a)
-        async with watching(b, session.id) as reader:
-            await watched(session)
-            session.call.log(b"1")
-            await reader.wait_said("1")
+        position = await seen_one(b, session)
         for number in range(2, 20):
             session.call.log(b"%d" % number)
             await session.call.wait_logged()
-        async with watching(b, session.id, after=reader.position) as again:
+        async with watching(b, session.id, after=position) as again:
             await again.wait_said("19")
             assert again.said == ["gap", "17", "18", "19"]
 
@@ -234,13 +237,10 @@ async def test_who_comes_back_after_the_log_stood_still_is_told_of_a_gap(bus):
     async with bus.nodes("a", "b", **LEASES) as (a, b):
         session = await live(a)
         session.call.note("session", b"{}")
-        async with watching(b, session.id) as reader:
-            await watched(session)
-            session.call.log(b"1")
-            await reader.wait_said("1")
+        position = await seen_one(b, session)
         await eventually(lambda: not session.call.is_watched)
         session.call.log(b"2")
-        async with watching(b, session.id, after=reader.position) as again, watching(b, session.id) as anew:
+        async with watching(b, session.id, after=position) as again, watching(b, session.id) as anew:
             await watched(session)
             session.call.log(b"3")
             for reader in (again, anew):
@@ -295,10 +295,7 @@ async def test_an_ended_call_is_watched_only_to_read_the_rest_of_its_log(bus):
     """By who has a position; anybody else is told that it ended."""
     async with bus.nodes("a", "b", watch_read_max=3) as (a, b):
         session = await live(a)
-        async with watching(b, session.id) as reader:
-            await watched(session)
-            session.call.log(b"1")
-            await reader.wait_said("1")
+        position = await seen_one(b, session)
         for number in range(2, 20):
             session.call.log(b"%d" % number)
             await session.call.wait_logged()
@@ -308,7 +305,7 @@ async def test_an_ended_call_is_watched_only_to_read_the_rest_of_its_log(bus):
             async with watching(b, session.id):
                 pass
         assert refused.value.tombstone.why == "client_left"
-        async with watching(b, session.id, after=reader.position) as again:
+        async with watching(b, session.id, after=position) as again:
             assert again.watch.state == "ended"
             end = await again.wait_ended()
             assert end.tombstone == refused.value.tombstone
