@@ -24,22 +24,22 @@ _BYTES_ACKED: Final = struct.Struct("=120xQ")  # tcpi_bytes_acked in Linux's str
 class Owner(Protocol):
     """What a leg tells its call. Every method is called on the event loop and must not raise."""
 
-    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+    def on_leg_binary(self, leg: "Leg", payload: bytes) -> None:
         """A whole binary message."""
 
-    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+    def on_leg_violation(self, leg: "Leg", violation: Violation) -> None:
         """The peer broke the protocol: the leg has sent CLOSE, and nothing more of the peer is passed on."""
 
-    def on_leg_close(self, side: Side, close: Close) -> None:
+    def on_leg_close(self, leg: "Leg", close: Close) -> None:
         """The peer sent CLOSE."""
 
-    def on_leg_lost(self, side: Side) -> None:
+    def on_leg_lost(self, leg: "Leg") -> None:
         """The connection is gone."""
 
-    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+    def on_leg_blocked(self, leg: "Leg", blocked: bool) -> None:
         """More waits to be written than the buffer should hold, or it does so no longer."""
 
-    def on_leg_failed(self, side: Side, error: Exception) -> None:
+    def on_leg_failed(self, leg: "Leg", error: Exception) -> None:
         """Our own code raised while it handled a message."""
 
 
@@ -149,7 +149,7 @@ class Leg(WSListener):
             if kind is WSMsgType.CLOSE:  # no other will come as an answer to ours
                 self.disconnect()
         except Exception as error:  # noqa: BLE001  # our bug must end this call with a traceback, and no other
-            self._owner.on_leg_failed(self.side, error)
+            self._owner.on_leg_failed(self, error)
 
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
         payload = frame.get_payload_as_bytes()
@@ -160,7 +160,7 @@ class Leg(WSListener):
         if kind is WSMsgType.CLOSE:
             if reserved:
                 raise Violation(1002, "reserved bit set without an extension")
-            self._owner.on_leg_close(self.side, parse_close(payload))
+            self._owner.on_leg_close(self, parse_close(payload))
         elif self.closing:
             return
         elif kind is WSMsgType.PING or kind is WSMsgType.PONG:
@@ -178,7 +178,7 @@ class Leg(WSListener):
             if message.kind is Opcode.TEXT:
                 self._on_text(message.payload)
             else:
-                self._owner.on_leg_binary(self.side, message.payload)
+                self._owner.on_leg_binary(self, message.payload)
 
     def on_ws_refused(self, code: int, reason: str) -> None:
         """picows refuses a frame; it parses one frame ahead, so that a good CLOSE may stand before it, unseen."""
@@ -187,20 +187,20 @@ class Leg(WSListener):
         if self.closing:
             return
         if received is not None:
-            self._owner.on_leg_close(self.side, Close(int(received.code) or NO_STATUS, received.reason or ""))
+            self._owner.on_leg_close(self, Close(int(received.code) or NO_STATUS, received.reason or ""))
         else:
             self._refuse(Violation(code, reason))
 
     def _refuse(self, violation: Violation) -> None:
         """Answer a bad frame at once: the same read may hold more of them."""
         self.close(Close(violation.code, violation.reason))
-        self._owner.on_leg_violation(self.side, violation)
+        self._owner.on_leg_violation(self, violation)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone."""
         owner = self._owner
         self._let_go()
-        owner.on_leg_lost(self.side)
+        owner.on_leg_lost(self)
 
     def _let_go(self) -> None:
         """Nothing comes any more: drop what refers back, so that a call's end leaves the garbage collector no work.
@@ -216,12 +216,12 @@ class Leg(WSListener):
     def pause_writing(self) -> None:
         """The write buffer is over its limit."""
         self.blocked = True
-        self._owner.on_leg_blocked(self.side, True)
+        self._owner.on_leg_blocked(self, True)
 
     def resume_writing(self) -> None:
         """The write buffer has drained."""
         self.blocked = False
-        self._owner.on_leg_blocked(self.side, False)
+        self._owner.on_leg_blocked(self, False)
 
     # From the call
 
@@ -235,6 +235,10 @@ class Leg(WSListener):
         """Send a message; never waits. What is sent on a leg that is closing goes nowhere."""
         if not self.closing:
             self._transport.send(_TEXT if kind is Opcode.TEXT else _BINARY, payload)
+
+    def give(self, owner: Owner, on_text: Callable[[bytes], None]) -> None:
+        """Let another owner have the leg, and its text messages, from now on."""
+        self._owner, self._on_text = owner, on_text
 
     def feed(self, peer: "Leg | None", tap: Callable[[bytes], None] | None = None) -> None:
         """Send plain messages straight on to the peer from now on; None: give them to ``on_text`` again.

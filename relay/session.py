@@ -242,49 +242,52 @@ class Session:
     def _on_model_text(self, message: bytes) -> None:
         self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
 
-    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
         """A binary message: raw audio of a /voice client; no known model sends one."""
-        if side is Side.CLIENT:
+        if leg is self.client:
             self._act(self._bridge.on_client_binary(payload))
         elif self._bridge.phase is Phase.OPEN:
             self.client.send(payload, Opcode.BINARY)
 
-    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+    def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
         """A peer broke the protocol: its leg told it so; a model's fault the client knows as a lost model."""
-        if side is Side.CLIENT:
+        if leg is self.client:
             self.end(client_broke_protocol(violation.code, violation.reason))
         else:
             self._fail(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol")
 
-    def on_leg_close(self, side: Side, close: Close) -> None:
+    def on_leg_close(self, leg: Leg, close: Close) -> None:
         """A peer closes, or answers our CLOSE."""
-        leg = self._leg(side)
         if not leg.closing:
-            self.end(client_closed(close) if side is Side.CLIENT else model_closed(close))
+            self.end(client_closed(close) if leg is self.client else model_closed(close))
             leg.close(close)
         leg.disconnect()
 
-    def on_leg_lost(self, side: Side) -> None:
+    def on_leg_lost(self, leg: Leg) -> None:
         """A connection is gone without a close."""
-        if side is Side.CLIENT:
+        if leg is self.client:
             self.end(ended(Why.CLIENT_LOST))
         else:
             self._fail(Why.MODEL_LOST, "the connection to the model was lost")
 
-    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""
-        self._leg(side).buffered()
-        peer = self._model if side is Side.CLIENT else self.client
+        leg.buffered()
+        peer = self._model if leg is self.client else self.client
         if blocked:
             peer.pause()
         else:
             peer.resume()
-        if side is Side.MODEL:
+        if leg is self._model:
             self._act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
 
-    def on_leg_failed(self, side: Side, error: Exception) -> None:
+    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
-        self._log.error("call_failed", leg=side.name.lower(), exc_info=error)
+        self.on_look_failed(error)
+
+    def on_look_failed(self, error: Exception) -> None:
+        """The same, in the look after the legs."""
+        self._log.error("call_failed", exc_info=error)
         self._fail(Why.NODE_FAILED, _BUG)
 
     # Messages of backends
@@ -365,7 +368,7 @@ class Session:
         try:
             self._act(self._bridge.on_tick(self._loop.time(), self._services.wall()))
         except Exception as error:  # noqa: BLE001  # a gate that is broken must end this call, and no other
-            self.on_leg_failed(Side.MODEL, error)
+            self.on_look_failed(error)
 
     def _hold(self, side: Side, held: bool) -> None:
         """Pause a leg because what it sent is held, once however often the bridge asks."""
@@ -388,17 +391,17 @@ class Session:
         if self.client.blocked and self.client.buffered() > most:
             self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
 
-    def on_stalled(self, side: Side) -> None:
+    def on_stalled(self, leg: Leg) -> None:
         """A peer took no byte for too long."""
         seconds = self._services.settings.stall_seconds
-        if side is Side.CLIENT:
+        if leg is self.client:
             self.end(ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s"))
         else:
             self._fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
 
-    def on_silent(self, side: Side) -> None:
+    def on_silent(self, leg: Leg) -> None:
         """A peer answered no ping."""
-        if side is Side.CLIENT:
+        if leg is self.client:
             self.end(ended(Why.CLIENT_SILENT, "the client answered no ping"))
         else:
             self._fail(Why.MODEL_SILENT, "the model answered no ping")

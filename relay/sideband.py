@@ -226,41 +226,45 @@ class SideLeg:
 
     # From the leg and the watchdog
 
-    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
         """A binary message: no event is one."""
         self.end(SideWhy.PROTOCOL, Close(1003, "this path takes JSON events in text frames"))
 
-    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+    def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
         """The peer broke the protocol, and was told so."""
         self.end(SideWhy.PROTOCOL, Close(violation.code, violation.reason))
 
-    def on_leg_close(self, side: Side, close: Close) -> None:
+    def on_leg_close(self, leg: Leg, close: Close) -> None:
         """The peer detaches, or answers our CLOSE."""
         if not self.leg.closing:
             self.end(SideWhy.CLOSED, close)
             self.leg.close(close)
         self.leg.disconnect()
 
-    def on_leg_lost(self, side: Side) -> None:
+    def on_leg_lost(self, leg: Leg) -> None:
         """The connection is gone."""
         self.end(SideWhy.LOST)
 
-    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
         """What its peer does not take is counted where it is sent."""
 
-    def on_leg_failed(self, side: Side, error: Exception) -> None:
+    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug: it ends this leg, with a traceback, and no other."""
         log.error("side_leg_failed", call=self.call_id, exc_info=error)
         self.end(SideWhy.NODE_FAILED)
 
+    def on_look_failed(self, error: Exception) -> None:
+        """The same, in the look after the socket."""
+        self.on_leg_failed(self.leg, error)
+
     def on_look(self) -> None:
         """Nothing of a side leg needs looking after but its socket."""
 
-    def on_stalled(self, side: Side) -> None:
+    def on_stalled(self, leg: Leg) -> None:
         """The peer took no byte for too long."""
         self.end(SideWhy.SLOW)
 
-    def on_silent(self, side: Side) -> None:
+    def on_silent(self, leg: Leg) -> None:
         """The peer answered no ping."""
         self.end(SideWhy.SILENT)
 

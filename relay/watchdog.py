@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from relay.config import Settings
-from relay.core.actions import Side
 from relay.core.liveness import Liveness, Pulse
 from relay.legs import Leg
 
@@ -21,13 +20,13 @@ class Call(Protocol):
     def on_look(self) -> None:
         """It is time to look after everything else that has no event."""
 
-    def on_stalled(self, side: Side) -> None:
+    def on_stalled(self, leg: Leg) -> None:
         """The peer took no byte for too long."""
 
-    def on_silent(self, side: Side) -> None:
+    def on_silent(self, leg: Leg) -> None:
         """The peer answered no ping."""
 
-    def on_leg_failed(self, side: Side, error: Exception) -> None:
+    def on_look_failed(self, error: Exception) -> None:
         """A look failed: a call whose clocks are broken must not live on without them."""
 
 
@@ -39,7 +38,7 @@ class Watchdog:
     def __init__(self, settings: Settings, call: Call) -> None:
         self._settings = settings
         self._call = call
-        self._legs: dict[Side, tuple[Leg, Liveness]] = {}
+        self._legs: dict[Leg, Liveness] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, leg: Leg, now: float) -> None:
@@ -51,7 +50,11 @@ class Watchdog:
             pong_seconds=settings.pong_seconds,
             now=now,
         )
-        self._legs[leg.side] = (leg, life)
+        self._legs[leg] = life
+
+    def forget(self, leg: Leg) -> None:
+        """Look at it no more."""
+        self._legs.pop(leg, None)
 
     def start(self) -> None:
         """Begin to look, and go on."""
@@ -74,19 +77,19 @@ class Watchdog:
             self._look(asyncio.get_running_loop().time())
             call.on_look()
         except Exception as error:  # noqa: BLE001  # it is ours, and ends this call with a traceback
-            call.on_leg_failed(Side.CLIENT, error)
+            call.on_look_failed(error)
 
     def _look(self, now: float) -> None:
-        verdicts: list[tuple[Side, Callable[[Side], None]]] = []
-        for side, (leg, life) in self._legs.items():
+        verdicts: list[tuple[Leg, Callable[[Leg], None]]] = []
+        for leg, life in self._legs.items():
             leg.buffered()  # notes the largest
             taken = leg.taken() if leg.blocked else 0
             match life.look(now, received=leg.frames_in, reading=leg.reading, blocked=leg.blocked, taken=taken):
                 case Pulse.PING:
                     leg.ping()
                 case Pulse.STALLED:
-                    verdicts.append((side, self._call.on_stalled))
+                    verdicts.append((leg, self._call.on_stalled))
                 case Pulse.SILENT:
-                    verdicts.append((side, self._call.on_silent))
-        for side, tell in verdicts:
-            tell(side)
+                    verdicts.append((leg, self._call.on_silent))
+        for leg, tell in verdicts:
+            tell(leg)

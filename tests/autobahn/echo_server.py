@@ -21,9 +21,9 @@ from fanout import new_call_id
 from relay.call import Request, Services
 from relay.calls import Lives
 from relay.config import MIB, Settings
-from relay.core.actions import Side
 from relay.core.frames import Opcode
 from relay.handoff import BadHandshake, check_upgrade, hand_off
+from relay.legs import Leg
 from relay.session import Session
 from relay.tally import Tally
 from relay.upstream import Target
@@ -37,11 +37,11 @@ class EchoSession(Session):
     def _on_client_text(self, message: bytes) -> None:
         self.client.send(message)
 
-    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
         """Echo a binary message."""
         self.client.send(payload, Opcode.BINARY)
 
-    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer: here it is its own peer."""
         self.client.buffered()
         if blocked:

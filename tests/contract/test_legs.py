@@ -33,24 +33,24 @@ class Call:
             raise LookupError("our bug")
         self.told.append((kind, message))
 
-    def on_leg_binary(self, side: Side, payload: bytes) -> None:
+    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
         self._on_text(payload, "binary")
 
-    def on_leg_violation(self, side: Side, violation: Violation) -> None:
+    def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
         self.told.append(("violation", violation.code))
 
-    def on_leg_close(self, side: Side, close: Close) -> None:
+    def on_leg_close(self, leg: Leg, close: Close) -> None:
         self.told.append(("close", close))
         self.leg.close(close)
         self.leg.disconnect()
 
-    def on_leg_lost(self, side: Side) -> None:
+    def on_leg_lost(self, leg: Leg) -> None:
         self.told.append("lost")
 
-    def on_leg_blocked(self, side: Side, blocked: bool) -> None:
+    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
         self.told.append(("blocked", blocked))
 
-    def on_leg_failed(self, side: Side, error: Exception) -> None:
+    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         self.told.append(("failed", type(error)))
 
 
