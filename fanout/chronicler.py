@@ -47,7 +47,7 @@ class Chronicler:
                 calls.add(call)
             else:
                 calls.discard(call)
-        due = chronicle.due(asyncio.get_running_loop().time(), can_write=call.protocol.is_held)
+        due = chronicle.due(asyncio.get_running_loop().time(), can_write=call.protocol.may_write)
         if due is None:
             self._schedule.drop(call)
         else:
@@ -73,7 +73,7 @@ class Chronicler:
             if size < _BATCH_BYTES:
                 call.on_tick()
                 protocol = call.protocol
-                run = call.chronicle.flush(now, protocol.epoch, protocol.claim) if protocol.is_held else None
+                run = call.chronicle.flush(now, protocol.epoch, protocol.claim) if protocol.may_write else None
                 if run is not None:
                     batch.append((call, run))
                     size += sum(len(arg) for arg in run.args if isinstance(arg, bytes))

@@ -31,6 +31,7 @@ from fanout.items import Lifetime, MessageId, decode, event_message, hangup_mess
 from fanout.messages import CallFilter, CallPage, CallRecord, Facts, LogEntry, Message, Receipt, Status, Tombstone
 from fanout.node import Fanout
 from fanout.regions import read_regions
+from fanout.sealing import read_memory_keys
 from fanout.settings import MIB, BusSettings
 
 _TENANT: Final = "dev"  # what `relay token` signs for, unless told otherwise
@@ -83,6 +84,7 @@ class Publisher:
         prefix: str = BusSettings.prefix,
         name: str | None = None,
         node_ttl_seconds: float = BusSettings.node_ttl_seconds,
+        memory_keys: Mapping[str, bytes] | None = None,
     ) -> None:
         """Args:
             regions: every home with the URL of its Redis, as the nodes have it: a call's id names its home.
@@ -90,6 +92,7 @@ class Publisher:
             prefix: of keys and channels, as the nodes have it.
             name: shown in receipts; default the host's. The process's id and a random part follow it: no two share one.
             node_ttl_seconds: as the nodes have it: it says for how long a new Redis is not believed to lack a call.
+            memory_keys: by id, 32 bytes each, as the nodes have them: what is sealed with another is left out.
 
         Raises:
             ValueError: a setting cannot be used.
@@ -101,6 +104,7 @@ class Publisher:
             regions=dict(regions),
             prefix=prefix,
             node_ttl_seconds=node_ttl_seconds,
+            memory_keys=memory_keys or {},
         )
         self._stack = AsyncExitStack()
         self._bus: Fanout | None = None
@@ -109,7 +113,7 @@ class Publisher:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
         """As the nodes' variables say: RELAY_REGIONS, RELAY_PREFIX, RELAY_BUS_NODE_TTL_SECONDS; RELAY_NODE is the name.
 
-        RELAY_TENANT says whose calls; default "dev".
+        RELAY_MEMORY_KEYS too, where transcripts are read. RELAY_TENANT says whose calls; default "dev".
 
         Raises:
             ValueError: a bad or a missing value; it names the variable and shows no URL.
@@ -125,12 +129,17 @@ class Publisher:
             ttl = float(given.get("RELAY_BUS_NODE_TTL_SECONDS", BusSettings.node_ttl_seconds))
         except ValueError as error:
             raise ValueError(f"RELAY_BUS_NODE_TTL_SECONDS: {error}") from None
+        try:
+            memory_keys = read_memory_keys(given.get("RELAY_MEMORY_KEYS", ""))
+        except ValueError as error:
+            raise ValueError(f"RELAY_MEMORY_KEYS: {error}") from None
         return cls(
             regions,
             tenant=given.get("RELAY_TENANT", _TENANT),
             prefix=given.get("RELAY_PREFIX", BusSettings.prefix),
             name=given.get("RELAY_NODE"),
             node_ttl_seconds=ttl,
+            memory_keys=memory_keys,
         )
 
     async def __aenter__(self) -> Self:

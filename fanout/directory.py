@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fanout.core.partitions import partition_tags
+from fanout.core.phases import MOVING, Expected
 from fanout.core.records import call_from_stored, receipt_from_stored, tombstone_from_stored
 from fanout.core.scripts import Scripts
+from fanout.core.seals import open_facts
 from fanout.errors import CallEnded, CallNotFound, CallStateUnknown, CallTaken, RegionUnreachable
 from fanout.messages import CallFilter, CallRecord, Facts, Receipt, Reservation, Tombstone
 from fanout.store import Store, run_one
-
-ORPHANED = "moving"  # the state of a call whose node is gone: its client may bring it back
 
 _ANY = CallFilter()
 _LOOKED_AT_MIN = 20  # in each partition and round, for a filter that few calls may match
@@ -47,12 +47,27 @@ class Directory:
             case _:
                 return None
 
-    async def claim(self, call_id: str, tenant: str) -> tuple[int, str]:
-        """Epoch and claim of a live call, for who would take it over. Raises CallNotFound."""
-        answer = await self._lookup(call_id, tenant)
-        if answer[0] != b"live":
-            raise CallNotFound(call_id)
-        return int(answer[2]), answer[3].decode()
+    async def find(self, call_id: str, tenant: str) -> CallRecord | Tombstone | Reservation | None:
+        """What an id stands for, by one question: whether a call's owner lives is not among it."""
+        match await self._lookup(call_id, tenant):
+            case [b"live", _, epoch, _, state, record]:
+                return _record(epoch, state, record)
+            case [b"ended", _, record]:
+                return tombstone_from_stored(record)
+            case [b"reserved", _, session]:
+                return Reservation(call_id=call_id, session=session)
+            case _:
+                return None
+
+    async def claim(self, call_id: str, tenant: str) -> Expected:
+        """The claim of a live call, for who would take it over. Raises CallNotFound, CallEnded."""
+        match await self._lookup(call_id, tenant):
+            case [b"live", _, epoch, claim, *_]:
+                return Expected(int(epoch), claim.decode())
+            case [b"ended", _, record]:
+                raise CallEnded(tombstone_from_stored(record))
+            case _:
+                raise CallNotFound(call_id)
 
     async def receipt(self, call_id: str, tenant: str, message_id: str) -> Receipt | None:
         """A receipt, of a live call or of one that ended within the hour. Raises CallNotFound, EnvelopeError."""
@@ -106,8 +121,8 @@ class Directory:
         if answer[0] == b"absent":
             raise CallNotFound(call_id)
         state, *known = answer
-        values = {name.decode(): value for name, value in zip(known[::2], known[1::2], strict=True)}
-        return Facts(state=state.decode(), values=values)
+        kept = zip(known[::2], known[1::2], strict=True)
+        return Facts(state=state.decode(), values=open_facts(self._scripts.seals.of(call_id), kept))
 
     async def reserve(self, call_id: str, tenant: str, seconds: float, session: bytes) -> None:
         """Hold an id for a client that will come; the call's owner claims it then."""
@@ -147,7 +162,7 @@ class Directory:
         return [
             record
             if boots.get(record.node) in {None, claim.partition(b".")[0]}
-            else msgspec.structs.replace(record, state=ORPHANED)
+            else msgspec.structs.replace(record, state=MOVING)
             for claim, record in calls
         ]
 

@@ -119,3 +119,10 @@ class ReaderTooSlow(FanoutError):
         self.call_id = call_id
         self.limit = limit
         self.position = position
+
+
+class Unsealable(FanoutError):
+    """A value was sealed with a key that is not known here, or for another place, or is damaged."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"cannot be opened: {reason}")

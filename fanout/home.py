@@ -15,6 +15,8 @@ from fanout.directory import Directory
 from fanout.errors import RegionUnreachable
 from fanout.owner import WORKERS, Owner
 from fanout.publisher import Publisher
+from fanout.reaper import Reaper
+from fanout.sealing import Seal
 from fanout.settings import BusSettings
 from fanout.store import Listener, Store
 from fanout.tasks import Tasks
@@ -27,7 +29,7 @@ OpenStore = Callable[[str, str, BusSettings, Listener], Store]
 
 
 class Home:
-    """Publisher, owner and directory on one store; the heartbeat; who hears what."""
+    """Publisher, owner, directory and, in its own region, reaper on one store; the heartbeat; who hears what."""
 
     def __init__(
         self,
@@ -44,7 +46,8 @@ class Home:
         self._settings = settings
         self._boot = boot
         self._clock = clock
-        self._scripts = Scripts(settings)
+        self._seal = Seal(settings.memory_keys)
+        self._scripts = Scripts(settings, self._seal)
         keys = self._scripts.keys
         self._channels = {keys.node_channel(tag, settings.node) for tag in partition_tags()}
         self._own_channel = keys.node_channel(tag_of(settings.node), settings.node)
@@ -64,6 +67,7 @@ class Home:
         self.publisher = Publisher(self.store, self._scripts, self._circuit, clock=clock, tasks=tasks)
         self.directory = Directory(self.store, self._scripts)
         self.watcher = Watcher(self.store, self._scripts, self._circuit, tasks=tasks)
+        self.reaper = Reaper(self.store, self._scripts, clock=clock)
         for channel in self._channels:
             self.store.want(channel)
         tasks.keep(self.store.work, name=f"store {name}")
@@ -72,6 +76,8 @@ class Home:
         for number in range(WRITERS):
             tasks.keep(self.owner.chronicler.work, name=f"chronicler {name} {number}")
         tasks.keep(self._beat, name=f"heartbeat {name}")
+        if name in settings.homes:
+            tasks.keep(self.reaper.work, name=f"reaper {name}")
 
     @property
     def is_connected(self) -> bool:
@@ -127,6 +133,7 @@ class Home:
         self._is_introduced = False
         self.owner.on_new_server(tags)
         self.publisher.on_new_server(tags)
+        self.reaper.on_new_server()
 
     # -- the heartbeat
 
@@ -189,10 +196,12 @@ class Home:
             "lag_seconds": round(self._lag, 6),
             "clock_offset_seconds": round(self._clock_offset, 6),
             "unreadable_envelopes": self._unreadable,
+            "unsealable": self._seal.failures,
             **{name: value for name, value in self.store.status().items() if name != "connected"},
             **self.owner.counts,
             **self.publisher.counts,
             **self.watcher.counts,
+            **self.reaper.counts,
         }
 
     def _wake(self) -> None:

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from fanout.core.ownership import Expected
 from fanout.directory import Place, place_of
-from fanout.errors import BusFull, CallNotFound, RegionUnreachable
+from fanout.errors import BusFull, CallNotFound, CallTaken, RegionUnreachable
 from fanout.home import Home, OpenStore
 from fanout.ids import home_of
 from fanout.messages import (
@@ -29,6 +28,8 @@ from fanout.settings import BusSettings
 from fanout.tasks import Tasks
 from fanout.watcher import Watch
 
+_TAKES = 3  # claims of a call before somebody else's is left to stand
+
 
 class Fanout:
     """Get one from `Fanout.running`."""
@@ -37,6 +38,9 @@ class Fanout:
         self._settings = settings
         self._homes = homes
         self._tasks = tasks
+        self.on_orphan: Callable[[Tombstone], None] | None = None  # told of each call that this node ended for another
+        for home in homes.values():
+            home.reaper.on_orphan = self._on_orphan
 
     @classmethod
     @asynccontextmanager
@@ -83,6 +87,15 @@ class Fanout:
         """
         home = self._homes.get(home_of(call_id) or "")
         return None if home is None else await home.directory.call(call_id, tenant)
+
+    async def find(self, call_id: str, tenant: str) -> CallRecord | Tombstone | Reservation | None:
+        """What an id stands for: a live call, as Redis has it, one that ended within the hour, or a reservation.
+
+        One question, so that whether a live call's owner lives is not looked at. Another tenant's is None. Raises
+        RegionUnreachable, CallStateUnknown.
+        """
+        home = self._homes.get(home_of(call_id) or "")
+        return None if home is None else await home.directory.find(call_id, tenant)
 
     async def calls(
         self, tenant: str, *, limit: int = 20, after: str | None = None, where: CallFilter | None = None
@@ -182,15 +195,32 @@ class Fanout:
         return self._owner_home(record.id).owner.own(record, deliver)
 
     async def take(self, record: CallRecord, deliver: Callable[[Message], None]) -> OwnedCall:
-        """Take a live call over from whoever has it, for a client that resumes here; see `own`.
+        """Take a live call over from whoever has it, for a client that resumes here; see `own`. Returns it registered.
 
-        Once it is registered, `memory` is what its conversation had, and what has no end yet is delivered. A call that
-        somebody else takes or ends meanwhile comes out of `wait_registered` as CallTaken or CallEnded. Raises
-        CallNotFound, CallStateUnknown, RegionUnreachable.
+        Its `memory` and `known` are what its conversation had; what has no end yet is delivered after that. Waits as
+        long as Redis settles, or is away: give it a timeout. Cancelled, it gives the call up again. Raises
+        CallNotFound, CallEnded, CallTaken (others take it, too), CallStateUnknown, RegionUnreachable, and ValueError as
+        `own` does.
         """
         home = self._owner_home(record.id)
-        expected = await home.directory.claim(record.id, record.tenant)
-        return home.owner.own(record, deliver, Expected(*expected))
+        for _ in range(_TAKES):
+            await home.owner.wait_given_up(record.id)
+            expected = await home.directory.claim(record.id, record.tenant)
+            taken = home.owner.own(record, deliver, expected)
+            try:
+                await taken.wait_registered()
+            except CallTaken:
+                if taken.protocol.refusal == "absent":
+                    raise CallNotFound(record.id) from None
+                if taken.protocol.refusal != "changed":
+                    raise
+            except BaseException:
+                taken.hand_over()
+                raise
+            else:
+                taken.begin()
+                return taken
+        raise CallTaken(record.id)
 
     def new_home(self) -> str:
         """Where a new call should live: a home of this node's region, one that answers if there is one."""
@@ -209,6 +239,10 @@ class Fanout:
             "task_failures": self._tasks.failures,
             "regions": {name: home.status() for name, home in self._homes.items()},
         }
+
+    def _on_orphan(self, tombstone: Tombstone) -> None:
+        if self.on_orphan is not None:
+            self.on_orphan(tombstone)
 
     def _home(self, call_id: str) -> Home:
         home = self._homes.get(home_of(call_id) or "")

@@ -1,7 +1,7 @@
 """A call that this node owns, as its session sees it: settle messages, end it. Nothing here waits for Redis."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -9,10 +9,12 @@ import structlog
 from fanout.core.chronicle import Chronicle, LogCounts
 from fanout.core.envelope import Bell, Envelope, EnvelopeError, Ring
 from fanout.core.inbox import Entry, InboxCounts, Position
-from fanout.core.ownership import Expected, Ownership, Phase
+from fanout.core.ownership import Ownership
+from fanout.core.phases import Expected, Phase, Step
 from fanout.core.records import message_from_envelope
 from fanout.core.scripts import Scripts
-from fanout.errors import CallEnded, CallTaken
+from fanout.core.seals import open_facts
+from fanout.errors import CallEnded, CallTaken, RegionUnreachable
 from fanout.messages import CallRecord, Message, Status, Tombstone
 
 _log = structlog.get_logger("fanout")
@@ -42,8 +44,9 @@ def _nobody(_: Message) -> None:
 class OwnedCall:
     """`settle` and `end` note what happened and return at once; the bus writes it, again and again while Redis is away.
 
-    `log`, `sound` and `note` do the same for those who look on, as far as there is room: see `fanout.core.chronicle`.
-    `on_interest`, if set, is called whenever `is_watched` or `is_heard` changed; it must return at once.
+    `log`, `sound` and `note` do the same for those who look on, as far as there is room, and `note` for the next owner:
+    see `fanout.core.chronicle`. `on_interest`, if set, is called whenever `is_watched` or `is_heard` changed; it must
+    return at once.
 
     Sync, so that a session may call them from a socket callback. Made by `Fanout.own`, never directly.
     """
@@ -64,19 +67,29 @@ class OwnedCall:
         self.id = record.id
         self.record = record
         self.protocol = Ownership(
-            record, scripts, new_claim=new_claim, read_entry=self._read_entry, expected=expected, counts=counts
+            record,
+            scripts,
+            new_claim=new_claim,
+            read_entry=self._read_entry,
+            expected=expected,
+            counts=counts,
+            is_noted=lambda: self.chronicle.is_written,
         )
         self.keys = self.protocol.keys
         self.chronicle = Chronicle(self.keys, scripts, log_counts, is_taken=expected is not None)
+        self.known: dict[str, bytes] = {}
         self.on_interest: Callable[[], None] | None = None
         self.is_registered = False  # claimed and subscribed, once: from then on the call can be reached
         self.is_subscribed = False
         self._deliver = deliver
+        self._early: list[Message] | None = None if expected is None else []  # until who takes the call has it in hand
         self._agenda = agenda
+        self._seal = scripts.seals.of(record.id)
         self._clock = clock
         self._message_max_bytes = scripts.settings.message_max_bytes
         self._changed = asyncio.Event()
         self._waits_logged = 0
+        self._is_handed_over = False
 
     # -- for the session
 
@@ -87,8 +100,8 @@ class OwnedCall:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it belongs to somebody else, or was ended by somebody else."""
-        return self.protocol.phase in {Phase.LOST, Phase.OFFERING}
+        """Whether it belongs to somebody else or, given up, to nobody; or was ended by somebody else."""
+        return self._is_handed_over or self.protocol.phase in {Phase.LOST, Phase.OFFERING}
 
     @property
     def is_ended(self) -> bool:
@@ -102,7 +115,7 @@ class OwnedCall:
 
     @property
     def memory(self) -> list[bytes]:
-        """What the call remembers, oldest first; of a call that was taken over, once it is registered."""
+        """What the call remembers of messages that were applied, oldest first."""
         return self.protocol.memory.entries
 
     def settle(
@@ -131,6 +144,19 @@ class OwnedCall:
             self._agenda.on_changed(self)
             self.changed()
 
+    def hand_over(self) -> None:
+        """Stop receiving and give the call up, for a client that comes back elsewhere.
+
+        What was said and noted until now is written first; then Redis has the call as `moving`, and it is lost here.
+        What was delivered and has no end yet is the next owner's. A call that isn't claimed yet is given up as soon as
+        that is known. On one that is ended or lost it does nothing, and after it `end` does nothing.
+        """
+        if self.protocol.hand_over():
+            self.chronicle.leave()
+            self._agenda.on_noted(self)
+            self._agenda.on_changed(self)
+            self.changed()
+
     @property
     def is_watched(self) -> bool:
         """Whether somebody watches, so that `log` does something."""
@@ -151,13 +177,15 @@ class OwnedCall:
         self.chronicle.sound(event)
         self._agenda.on_noted(self)
 
-    def note(self, name: str, value: bytes | None) -> None:
+    def note(self, name: str, value: bytes | None) -> bool:
         """What is known of the call under a name, as of now; None for nothing any more.
 
-        `session` is the one that whoever begins to watch gets first.
+        `session` is the one that whoever begins to watch gets first. False where there was no room: nothing is known
+        under that name then, and something else must go before it can be noted.
         """
-        self.chronicle.note(name, value, self._now())
+        has_room = self.chronicle.note(name, value, self._now())
         self._agenda.on_noted(self)
+        return has_room
 
     async def wait_logged(self) -> None:
         """Until what was logged and noted so far is in Redis, or never will be because the call is over or lost.
@@ -191,8 +219,15 @@ class OwnedCall:
         """Until Redis has the tombstone, or never will because the call is lost."""
         await self._wait(lambda: self.is_ended or self.is_lost)
 
+    async def wait_handed_over(self) -> None:
+        """Until Redis has it as nobody's, or never will because it is somebody else's, or over.
+
+        Waits as long as Redis is away: give it a timeout.
+        """
+        await self._wait(lambda: self.is_lost or self.is_ended)
+
     async def wait_lost(self) -> None:
-        """Until the call belongs to somebody else: its owner here must yield and close its legs."""
+        """Until the call belongs to somebody else, or nobody: its owner here must yield and close its legs."""
         await self._wait(lambda: self.is_lost)
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
@@ -202,11 +237,23 @@ class OwnedCall:
     # -- for the bus
 
     def let_go(self) -> None:
-        """Nothing more is delivered. What is kept of the call for a new Redis must not keep its session."""
+        """Nothing more is delivered. What is kept of the call for a new Redis must not keep its session.
+
+        Of its facts nothing is kept but of a call that is handed over: if they are lost now, nobody else has them.
+        """
         self._deliver = _nobody
         self.on_interest = None
-        self.chronicle.close()
+        if self.protocol.phase not in {Phase.HANDING_OVER, Phase.HANDED_OVER}:
+            self.chronicle.close()
         self._agenda.on_noted(self)
+
+    def begin(self) -> None:
+        """Deliver what came while the call was being taken, once whoever takes it has had time to keep hold of it."""
+        asyncio.get_running_loop().call_soon(self._deliver_early)
+
+    def _deliver_early(self) -> None:
+        early, self._early = self._early, None
+        self.give(early or [])
 
     def changed(self) -> None:
         """Wake who waits, to look again."""
@@ -218,7 +265,31 @@ class OwnedCall:
         message = self._readable(bell.envelope) if bell.envelope else None
         entry = Entry(bell.entry_id, bell.message_id, message)
         previous = Position(bell.previous_entry_id, bell.previous_message_id)
-        self.hand_over(self.protocol.on_bell(entry, previous, self._clock()))
+        self.give(self.protocol.on_bell(entry, previous, self._clock()))
+
+    def on_look(self) -> None:
+        """Somebody may have taken the call: reading decides."""
+        self.protocol.ask_refresh()
+        self._agenda.on_changed(self)
+
+    def on_outcomes(self, steps: Sequence[Step], outcomes: Sequence[Any]) -> None:
+        """The answers of Redis, as far as they came."""
+        protocol, restores = self.protocol, self.protocol.restores
+        messages = protocol.on_outcomes(steps, outcomes, self._now(), self._clock())
+        self._is_handed_over |= protocol.phase is Phase.HANDED_OVER
+        if protocol.known is not None:
+            names, values = protocol.known[::2], protocol.known[1::2]
+            self.known = open_facts(self._seal, zip(names, values, strict=True))
+            self.chronicle.begin(self.known)
+            protocol.known = None
+        if protocol.restores != restores:
+            self.chronicle.on_lost(self._now())
+            self._agenda.on_noted(self)
+        if (interest := protocol.interest) is not None:
+            protocol.interest = None
+            self.on_ring(interest)
+        self.give(messages)
+        self.changed()
 
     def on_ring(self, ring: Ring) -> None:
         """For how long somebody watches, and listens, as Redis says."""
@@ -232,6 +303,10 @@ class OwnedCall:
     def on_written(self, outcome: Any) -> None:
         """The answer to a flush of the log, or RegionUnreachable."""
         self._tell_interest(self.chronicle.on_outcome(outcome, self._now()))
+        if not isinstance(outcome, RegionUnreachable) and outcome[0] != b"held":
+            self.on_look()
+        elif self.protocol.phase is Phase.HANDING_OVER:
+            self._agenda.on_changed(self)  # it may have waited for this
         if self._waits_logged:  # nobody else waits for this, which happens fifty times a second
             self.changed()
 
@@ -240,15 +315,18 @@ class OwnedCall:
             return
         try:
             self.on_interest()
-        except Exception:  # noqa: BLE001 - as in `hand_over`
+        except Exception:  # noqa: BLE001 - as in `give`
             _log.exception("interest_failed", call=self.id)
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    def hand_over(self, messages: list[Message]) -> None:
+    def give(self, messages: list[Message]) -> None:
         """Deliver, in order; one session's bug must not deafen every call of the node."""
+        if self._early is not None:
+            self._early += messages
+            messages = []
         for message in messages:
             if self.protocol.phase is not Phase.HELD:
                 break  # ended by the delivery before; end() has given the rest their verdict

@@ -13,9 +13,9 @@ from itertools import islice
 import structlog
 
 from fanout.chronicler import Chronicler
-from fanout.core.envelope import EnvelopeError, Ring, unpack_ring
+from fanout.core.envelope import EnvelopeError, Look, Ring, unpack_ring
 from fanout.core.inbox import InboxCounts
-from fanout.core.ownership import Expected, Phase, Step
+from fanout.core.phases import Expected, Phase, Step
 from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
 from fanout.messages import CallRecord, Message
@@ -54,6 +54,7 @@ class Owner:
         self.delivered = 0
         self.restored = 0
         self.lost = 0
+        self.handed_over = 0
         self.endings_dropped = 0
         self.unreadable = 0
         self.unheard_bells = 0
@@ -84,6 +85,12 @@ class Owner:
         self.on_changed(call)
         return call
 
+    async def wait_given_up(self, call_id: str) -> None:
+        """Until a call that was to be given up here is: a node makes one claim of a call at a time."""
+        call = self._by_id.get(call_id)
+        if call is not None and call.protocol.is_given_up:
+            await call.wait_handed_over()
+
     def on_bell(self, channel: str, data: bytes) -> None:
         """A ring on a call's channel."""
         call = self._by_channel.get(channel)
@@ -96,6 +103,8 @@ class Owner:
             return
         if isinstance(bell, Ring):
             call.on_ring(bell)
+        elif isinstance(bell, Look):
+            call.on_look()
         else:
             call.on_bell(bell)
 
@@ -134,6 +143,7 @@ class Owner:
             "kept": len(self._kept),
             "unheard_bells": self.unheard_bells,
             "lost": self.lost,
+            "handed_over": self.handed_over,
             "endings_dropped": self.endings_dropped,
             "unreadable": self.unreadable,
             "delivered": self.delivered,
@@ -155,13 +165,13 @@ class Owner:
             self._unwritten.add(call)
         else:
             self._unwritten.discard(call)
-        if protocol.phase is Phase.ENDING:
+        if protocol.phase in {Phase.ENDING, Phase.HANDING_OVER}:
             self._on_ending(call)
         elif protocol.is_kept_only:
             self._on_over(call)
         if protocol.is_bell_unheard:
             protocol.is_bell_unheard = False
-            if self._store.holds(call.keys.channel):
+            if protocol.is_held and self._store.holds(call.keys.channel):
                 self.unheard_bells += 1
                 self._store.renew(call.keys.channel)
         due = protocol.due(self._now())
@@ -190,11 +200,14 @@ class Owner:
             self._forget(next(iter(self._unended)))
 
     def _on_over(self, call: OwnedCall) -> None:
+        self._leave(call)
         if call in self._kept:
             self._unended.pop(call, None)
             return
-        self.lost += call.is_lost
-        self._leave(call)
+        if call.protocol.phase is Phase.HANDED_OVER:
+            self.handed_over += 1
+        else:
+            self.lost += call.is_lost
         self._forget(call)
         self._kept[call] = self._now() + self._settings.keep_seconds
         while len(self._kept) > self._settings.endings_max:
@@ -249,23 +262,18 @@ class Owner:
         for call in list(islice(self._strangers, _BATCH)):
             del self._strangers[call]
             call.protocol.on_new_server()
-            call.chronicle.on_new_server(self._now())
+            call.chronicle.on_lost(self._now())
             self.on_changed(call)
+            self.on_noted(call)
 
     async def _ask(self, batch: list[tuple[OwnedCall, list[Step]]]) -> bool:
         """One batch; false if Redis answered nothing."""
         outcomes = await self._store.run([step.run for _, steps in batch for step in steps])
         answers = iter(outcomes)
-        now, wall = self._now(), self._clock()
         for call, steps in batch:
             before = call.protocol.restores
-            messages = call.protocol.on_outcomes(steps, [next(answers) for _ in steps], now, wall)
+            call.on_outcomes(steps, [next(answers) for _ in steps])
             self.restored += call.protocol.restores - before
-            if (interest := call.protocol.interest) is not None:
-                call.protocol.interest = None
-                call.on_ring(interest)
-            call.hand_over(messages)
-            call.changed()
         return not all(isinstance(outcome, RegionUnreachable) for outcome in outcomes)
 
     def _begin_sweep(self, now: float) -> None:

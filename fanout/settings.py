@@ -7,6 +7,7 @@ from fanout.ids import is_home_name, region_of
 
 KIB = 1024
 MIB = 1024 * KIB
+MEMORY_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class BusSettings:
     region: str
     regions: Mapping[str, str] = field(repr=False)  # region, or region-shard → redis://…, see fanout/redis/target.py
     prefix: str = "relay"  # of every key and channel, so that regions can share a Redis in development
+
+    memory_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # by id: the first seals, all open
 
     message_max_bytes: int = 1 * MIB  # one packed message
     inbox_max: int = 256  # unanswered messages of a call: beyond it `InboxFull`
@@ -39,6 +42,7 @@ class BusSettings:
     outgoing_max_bytes: int = 64 * MIB  # and their bytes, in this node's memory
     holds_max: int = 20_000  # messages that have their end and are kept a while, in case Redis forgets it
     holds_max_bytes: int = 64 * MIB  # and their bytes; the oldest is let go, and counted
+    orphans_max: int = 100  # calls in one partition that are looked at at once, in case their node is gone
     endings_max: int = 10_000  # ended calls not yet written: beyond it the oldest is left to its TTL, and counted
 
     call_ttl_seconds: float = 7200.0  # of a live call's keys, renewed by every sweep
@@ -48,7 +52,7 @@ class BusSettings:
     repeat_seconds: float = 0.5  # first repeat of an unanswered publish; doubles up to repeat_max_seconds
     repeat_max_seconds: float = 5.0
     flush_seconds: float = 0.02  # the least time between two flushes of a call's log
-    facts_seconds: float = 1.0  # how long facts wait for others, where no event takes them along
+    facts_seconds: float = 0.05  # the least time between two flushes of a call's facts, where no event takes them along
     lease_seconds: float = 60.0  # how long a call's log is written for a node that watches, after it last said so
     renew_seconds: float = 15.0  # how often it says so
     hold_seconds: float = 10.0  # how far Redis's replicas may lag without a message's being lost
@@ -57,6 +61,7 @@ class BusSettings:
     heartbeat_seconds: float = 1.0
     silence_seconds: float = 3.0  # without anything heard, the subscriber's connection is dropped
     node_ttl_seconds: float = 8.0  # of the node's heartbeat key: one heartbeat lifetime
+    orphan_seconds: float = 45.0  # how long a call waits for its client after its node is gone, two heartbeat lifetimes
     margin_seconds: float = 2.0  # on top of a heartbeat lifetime, for owners to restore their records in a new Redis
     rewrite_seconds: float = 2.0  # and then to rewrite what else they know
     clock_skew_seconds: float = 0.25  # how far a node's clock may be off; a deadline holds within twice as much
@@ -88,6 +93,8 @@ class BusSettings:
             raise ValueError("silence_seconds: must be longer than heartbeat_seconds")
         if self.node_ttl_seconds <= self.silence_seconds:
             raise ValueError("node_ttl_seconds: must be longer than silence_seconds")
+        if any(len(key) != MEMORY_KEY_BYTES for key in self.memory_keys.values()):
+            raise ValueError(f"memory_keys: each must have {MEMORY_KEY_BYTES} bytes")
         if not self.node or not self.prefix:
             raise ValueError("node and prefix: must not be empty")
         if set("{}") & set(self.prefix):

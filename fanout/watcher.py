@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
+from fanout.core.chronicle import SESSION
 from fanout.core.circuit import Circuit
 from fanout.core.envelope import Batch, EnvelopeError, unpack_feed
 from fanout.core.keys import CallKeys
@@ -20,7 +21,7 @@ from fanout.core.records import tombstone_from_stored
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts
 from fanout.core.watching import GAP, Cursor, View, WatchCounts, read_view
-from fanout.errors import CallEnded, CallNotFound, CallStateUnknown, RegionUnreachable
+from fanout.errors import CallEnded, CallNotFound, CallStateUnknown, RegionUnreachable, Unsealable
 from fanout.messages import LogEntry, WatchEnd
 from fanout.settings import KIB
 from fanout.store import Store, run_one
@@ -157,7 +158,7 @@ class Watcher:
         line = self._enter(_Subject(call_id, tenant, audio), watch)
         try:
             view = await self._start(line, watch)
-            watch.state, watch.session = view.state, view.session or None
+            watch.state, watch.session = view.state, self._session(call_id, view.session)
             watch.position = after or str(view.last)
             # In the loop's next turn, and so within the block: its code has the watch before its first entry.
             begin = asyncio.get_running_loop().call_soon(self._begin, line, watch, view)
@@ -167,6 +168,12 @@ class Watcher:
                 begin.cancel()
         finally:
             self._leave(line, watch)
+
+    def _session(self, call_id: str, kept: bytes) -> bytes | None:
+        try:
+            return self._scripts.seals.of(call_id).open(SESSION, kept) or None
+        except Unsealable:
+            return None
 
     # -- what the home hears
 

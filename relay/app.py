@@ -1,14 +1,13 @@
 """One node, put together: the only place that knows ``ops``, ``fanout`` and the call's parts at once."""
 
-import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiohttp import web
@@ -23,7 +22,8 @@ from relay import handoff
 from relay.call import Services
 from relay.calls import Lives
 from relay.config import ConfigError, Settings
-from relay.core.endings import SideWhy, Why, ended
+from relay.core.endings import Ending
+from relay.draining import Calls, Draining
 from relay.http import Api
 from relay.session import Session
 from relay.sideband import SideLeg
@@ -31,7 +31,6 @@ from relay.tally import Tally
 from relay.upstream import Upstream
 
 _BACKLOG = 1024
-_LAST_CLOSES_SECONDS = 2.0  # beyond close_seconds, for the last of the log to be written and tasks to finish
 
 log = structlog.get_logger("relay")
 
@@ -43,13 +42,13 @@ class Node:
     url: str
     ops_url: str
     drain: Callable[[], None]
-    hurry: Callable[[], None]  # end the calls now
-    wait_drained: Callable[[], Any]
+    hurry: Callable[[], None]  # drain, and wait for nobody
+    wait_drained: Callable[[], Awaitable[None]]  # until a drain is through
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Node]:
-    """Run a node for the length of the block; leaving it ends what calls are left, with 1012.
+    """Run a node for the length of the block; leaving it drains it at once.
 
     Raises:
         ConfigError: a certificate cannot be used, or a port is taken.
@@ -62,67 +61,47 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         bus = await stack.enter_async_context(Fanout.running(_bus(settings), clock=time.time))  # noqa: TID251  # the clock
         calls: Lives[Session] = await stack.enter_async_context(Lives.running())
         side_legs: Lives[SideLeg] = await stack.enter_async_context(Lives.running())
-        state = _State(settings, calls, side_legs)
+        draining = Draining(settings, _drained(calls), side_legs, wall=time.time)  # noqa: TID251  # the clock
+        state = _State(settings, calls, side_legs, draining)
         services = Services(settings, upstream, bus, tally, time.time)  # noqa: TID251  # the clock
         public = Api(services, calls, side_legs, lambda: state.health.accepts_calls).make_app()
         metrics = _metrics(state, tally, lag, supervisor, bus)
+        _drain_metrics(metrics, draining)
         ops = make_app(
             health=lambda: state.health, metrics=metrics, status=lambda: state.status(bus, lag), drain=state.drain
         )
         url = await _listen(stack, public, settings.host, settings.port, context, settings.socket_buffer_bytes)
         ops_url = await _listen(stack, ops, settings.ops_host, settings.ops_port, None, None)
-        stack.push_async_callback(state.finish)
+        await stack.enter_async_context(draining.running())
+        stack.callback(state.hurry)
         state.ready()
         log.info("node_ready", node=settings.node, region=settings.region, url=url, ops_url=ops_url)
-        yield Node(url, ops_url, state.drain, state.hurry, state.wait_drained)
+        yield Node(url, ops_url, state.drain, state.hurry, draining.wait_over)
 
 
 class _State:
-    """The node's health and the order of its end: not ready, calls may finish, then 1012."""
+    """The node's health, and what its operators see of it."""
 
-    def __init__(self, settings: Settings, calls: Lives[Session], side_legs: Lives[SideLeg]) -> None:
+    def __init__(
+        self, settings: Settings, calls: Lives[Session], side_legs: Lives[SideLeg], draining: Draining
+    ) -> None:
         self.health = Health.STARTING
         self._settings = settings
         self._calls = calls
         self._side_legs = side_legs
-        self._draining = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._draining = draining
 
     def ready(self) -> None:
-        self.health = moved(self.health, Health.READY)
+        if not self._draining.is_begun:  # somebody may have asked for it as soon as the operations port was there
+            self.health = moved(self.health, Health.READY)
 
     def drain(self) -> None:
-        if self.health is not Health.DRAINING:
-            self.health = moved(self.health, Health.DRAINING)
-            self._draining.set()
-            for leg in self._side_legs.all():  # they lose nothing: their backends attach elsewhere
-                leg.end(SideWhy.NODE_DRAINING)
-            log.info("drain_started", node=self._settings.node, calls=len(self._calls))
+        self.health = moved(self.health, Health.DRAINING)  # first: no new call comes between
+        self._draining.begin()
 
     def hurry(self) -> None:
-        self._hurry.set()
-
-    async def wait_drained(self) -> None:
-        """Until a drain was started and the calls are gone, or its deadline is over."""
-        await self._draining.wait()
-        async with asyncio.TaskGroup() as tasks:
-            waits = {tasks.create_task(self._calls.wait_empty()), tasks.create_task(self._hurry.wait())}
-            await asyncio.wait(waits, timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-
-    async def finish(self) -> None:
-        """End what calls are left."""
         self.drain()
-        ending = ended(Why.NODE_DRAINING, "this node is shutting down: connect again")
-        for call in self._calls.all():
-            call.end(ending)
-        try:
-            async with asyncio.timeout(self._settings.close_seconds + _LAST_CLOSES_SECONDS):
-                await self._calls.wait_empty()
-                await self._side_legs.wait_empty()
-        except TimeoutError:
-            log.exception("calls_left", node=self._settings.node, calls=len(self._calls))
+        self._draining.hurry()
 
     def status(self, bus: Fanout, lag: LoopLag) -> dict[str, Any]:
         """What this node sees."""
@@ -134,6 +113,7 @@ class _State:
             "state": self.health.value,
             "calls": {"live": len(self._calls), "max": settings.max_calls},
             "side_legs": {"live": len(self._side_legs), "max": settings.max_calls},
+            "drain": self._draining.progress(),
             "loop_lag_seconds": {"largest": round(lag.largest, 6)},
             "bus": bus.status(),
         }
@@ -145,6 +125,45 @@ class _State:
     @property
     def attached(self) -> int:
         return len(self._side_legs)
+
+
+@dataclass(frozen=True)
+class _Staying:
+    """A call that cannot be moved."""
+
+    call: Session
+    can_move = False
+
+    @property
+    def call_id(self) -> str:
+        return self.call.call_id
+
+    def moment(self, now: float) -> bool:
+        return False
+
+    def move(self) -> None:
+        return None
+
+    def end(self, ending: Ending) -> None:
+        self.call.end(ending)
+
+
+@dataclass(frozen=True)
+class _StayingCalls:
+    calls: Lives[Session]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def all(self) -> list[_Staying]:
+        return [_Staying(call) for call in self.calls.all()]
+
+    async def wait_empty(self) -> None:
+        await self.calls.wait_empty()
+
+
+def _drained(calls: Lives[Session]) -> Calls:
+    return cast(Calls, calls) if hasattr(Session, "move") else _StayingCalls(calls)
 
 
 def release() -> str:
@@ -230,11 +249,7 @@ def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, 
         "status",
         lambda: {str(status): number for status, number in tally.refused.items()},
     )
-    metrics.counter(
-        "relay_calls_unregistered_total",
-        "Calls that went on before the bus had registered them.",
-        lambda: tally.unregistered,
-    )
+    _continuity_metrics(metrics, tally)
     metrics.counters("relay_frames_received_total", "Frames received, by leg.", "leg", lambda: tally.frames)
     metrics.counters("relay_received_bytes_total", "Payload bytes received, by leg.", "leg", lambda: tally.bytes)
     metrics.counters(
@@ -254,6 +269,57 @@ def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, 
     )
     _bus_metrics(metrics, bus)
     return metrics
+
+
+def _continuity_metrics(metrics: Metrics, tally: Tally) -> None:
+    """How calls outlive what carries them."""
+    metrics.counter(
+        "relay_calls_unregistered_total",
+        "Calls that went on before the bus had registered them.",
+        lambda: tally.unregistered,
+    )
+    metrics.gauge("relay_calls_away", "Calls that wait for their client to come back.", lambda: tally.away)
+    metrics.counters(
+        "relay_resumes_total",
+        "Clients that came back: to the same model leg, with their call from another node, or in vain.",
+        "kind",
+        lambda: tally.resumes,
+    )
+    metrics.counters(
+        "relay_model_redials_total", "Lost model legs, by what became of the call.", "outcome", lambda: tally.redials
+    )
+    metrics.counters(
+        "relay_model_roll_overs_total",
+        "Model legs that neared the end of their session: replaced between two turns, in one, or not in time.",
+        "outcome",
+        lambda: tally.roll_overs,
+    )
+    metrics.counter(
+        "relay_items_skipped_total",
+        "Items that a new model leg refused when a conversation was rebuilt.",
+        lambda: tally.items_skipped,
+    )
+    metrics.counters(
+        "relay_orphans_ended_total",
+        "Calls that nobody held any more and this node ended, by why.",
+        "why",
+        lambda: tally.orphans,
+    )
+    metrics.histogram(
+        "relay_rebuild_seconds", "From dialling a new model leg to the whole conversation.", tally.rebuild
+    )
+
+
+def _drain_metrics(metrics: Metrics, draining: Draining) -> None:
+    metrics.gauge("relay_draining", "1 since a drain was begun.", lambda: float(draining.is_begun))
+    metrics.gauges(
+        "relay_drain_calls",
+        "Calls of a draining node: being moved, unable to move, waiting to be moved.",
+        "state",
+        draining.by_state,
+    )
+    metrics.counter("relay_drain_moved_total", "Calls that a drain moved to other nodes.", lambda: draining.moved)
+    metrics.counter("relay_drain_ended_total", "Calls that a drain had to end.", lambda: draining.ended)
 
 
 # What Fanout.status() says of each home, by its key there.

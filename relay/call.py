@@ -8,9 +8,12 @@ import structlog
 
 from fanout import CallRecord, Fanout, Tombstone
 from relay.config import Agent, Settings
+from relay.core.actions import Side
+from relay.core.bridge import Rules
 from relay.core.endings import Ending
-from relay.legs import Leg
+from relay.spares import Spares
 from relay.tally import Tally
+from relay.traffic import Traffic
 from relay.upstream import Target, Upstream
 
 
@@ -23,6 +26,7 @@ class Services:
     bus: Fanout
     tally: Tally
     wall: Callable[[], float]  # seconds since the epoch
+    spares: Spares | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,25 @@ class Request:
     voice: bool = False  # /voice: the client may send raw PCM
     binary_audio: bool = False
     relay_events: bool = False  # the client selected relay.events.v1
+    can_resume: bool = False  # the client can come back to the call
+    url: str = ""  # where to
+    last_event_id: str = ""  # of a client that comes back: what it saw last
+    resumes: bool = False  # the call lives already, elsewhere
+    started_at: float = 0.0  # of such a call, in seconds since the epoch
+
+    def rules(self, settings: Settings) -> Rules:
+        """Say what holds for this call, and for its client."""
+        is_conversation = self.target.intent is None
+        return Rules(
+            hold_bytes=settings.hold_bytes,
+            apply_seconds=settings.apply_seconds,
+            binary_client=self.voice,
+            binary_audio=self.binary_audio,
+            expects_opening=bool(self.opening),
+            told_to_clear=self.voice or self.relay_events,
+            transcription=self.agent.transcription if is_conversation else None,
+            redials=bool(settings.redial_seconds),
+        )
 
     def record(self, settings: Settings, started_at: float) -> CallRecord:
         """Describe the call for the bus, at its start."""
@@ -71,15 +94,16 @@ def log_end(
     log: structlog.stdlib.BoundLogger,
     request: Request,
     ending: Ending,
-    legs: tuple[Leg, Leg],
+    traffic: Traffic,
     *,
+    largest_buffer: int,
     seconds: float,
     connect_seconds: float | None,
 ) -> None:
-    """Write the call's one line; ``legs`` are the client's and the model's."""
-    client, model = legs
+    """Write the call's one line; ``largest_buffer`` is what waited at most for one of its legs."""
+    client, model = traffic.received(Side.CLIENT), traffic.received(Side.MODEL)
     log.info(
-        "call_ended",
+        "call_left" if ending.why.goes_on else "call_ended",
         why=ending.why.label,
         fault=ending.why.fault,
         close_code=ending.close.code,
@@ -88,9 +112,9 @@ def log_end(
         agent=request.agent.name,
         seconds=round(seconds, 3),
         connect_seconds=round(connect_seconds, 4) if connect_seconds is not None else None,
-        client_frames=client.frames_in,
-        client_bytes=client.bytes_in,
-        model_frames=model.frames_in,
-        model_bytes=model.bytes_in,
-        largest_buffer=max(client.largest_buffer, model.largest_buffer),
+        client_frames=client[0],
+        client_bytes=client[1],
+        model_frames=model[0],
+        model_bytes=model[1],
+        largest_buffer=largest_buffer,
     )

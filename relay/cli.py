@@ -18,7 +18,7 @@ import uvloop
 
 from ops import logs
 from relay import demo, handoff
-from relay.app import running
+from relay.app import Node, running
 from relay.children import write_ready_file
 from relay.config import ConfigError, Settings
 from relay.devcert import make_certificate
@@ -84,23 +84,39 @@ def _shell(given: argparse.Namespace) -> int:
         return 1
 
 
+class _Signals:
+    """The first signal drains the node, the second waits for nobody. One that comes before the node is up is kept."""
+
+    def __init__(self) -> None:
+        self._heard = 0
+        self._node: Node | None = None
+
+    def on_signal(self) -> None:
+        self._heard += 1
+        self._obey()
+
+    def lead_to(self, node: Node) -> None:
+        self._node = node
+        self._obey()
+
+    def _obey(self) -> None:
+        if self._node is not None and self._heard:
+            self._node.drain()
+            if self._heard > 1:
+                self._node.hurry()
+
+
 async def _serve(settings: Settings, ready_file: Path | None) -> int:
     logs.configure(os.environ.get("RELAY_LOG_LEVEL", "INFO"))
+    loop, signals = asyncio.get_running_loop(), _Signals()
+    loop.add_signal_handler(signal.SIGTERM, signals.on_signal)
+    loop.add_signal_handler(signal.SIGINT, signals.on_signal)
     async with running(settings) as node:
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it while calls are on the line
         gc.set_threshold(*_GC_THRESHOLDS)
-        loop = asyncio.get_running_loop()
         loop.set_exception_handler(handoff.quiet_refusals)
-
-        def stop() -> None:
-            """The first signal drains, the second ends the calls."""
-            loop.add_signal_handler(signal.SIGTERM, node.hurry)
-            loop.add_signal_handler(signal.SIGINT, node.hurry)
-            node.drain()
-
-        loop.add_signal_handler(signal.SIGTERM, stop)
-        loop.add_signal_handler(signal.SIGINT, stop)
+        signals.lead_to(node)
         if ready_file is not None:
             write_ready_file(ready_file, {"url": node.url, "ops_url": node.ops_url, "pid": os.getpid()})
         await node.wait_drained()

@@ -20,6 +20,7 @@ from fanout import BusSettings
 from fanout.ids import is_region_name, region_of
 from fanout.redis import check_url
 from fanout.regions import read_regions
+from fanout.sealing import read_memory_keys
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -28,6 +29,8 @@ _SECRET_BYTES: Final = 32  # an HS256 key is at least as long as its hash (RFC 7
 _MINUTE: Final = 60.0
 _PREFIX_LETTERS: Final = frozenset(string.ascii_letters + string.digits + "-_.:")
 _NO_WORDS: Final[tuple[str, ...]] = ()
+_NO_KEYS: Final[Mapping[str, bytes]] = MappingProxyType({})
+_SPARES_MAX: Final = 100  # warm connections of a node: each is a session at the model
 _BEARER: Final[tuple[tuple[str, str], ...]] = (("Authorization", "Bearer {key}"),)
 
 T = TypeVar("T")
@@ -79,6 +82,13 @@ def port(text: str) -> int:
 def listed(text: str) -> tuple[str, ...]:
     """Parse a list with commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _spares(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= _SPARES_MAX:
+        raise ValueError(f"{text!r} is not from 0 to {_SPARES_MAX}")
+    return value
 
 
 def _not_negative(text: str) -> float:
@@ -152,6 +162,9 @@ def _readable(text: str) -> Path:
     return path
 
 
+_TRANSCRIPTION: Final = MappingProxyType({"model": "gpt-4o-mini-transcribe"})
+
+
 @dataclass(frozen=True, slots=True)
 class Agent:
     """Who answers: the model, and the session that a /voice call begins with."""
@@ -159,6 +172,9 @@ class Agent:
     name: str
     model: str | None = None
     session: Mapping[str, Any] = field(default_factory=dict)  # body of the session.update
+    transcription: Mapping[str, Any] | None = field(  # of what people say, for the call's memory; None: none
+        default_factory=lambda: dict(_TRANSCRIPTION)
+    )
 
 
 _AGENT_KEYS: Final = {"model", "voice", "instructions", "turn_detection", "transcription", "tools", "session"}
@@ -188,7 +204,11 @@ def parse_agents(document: Mapping[str, Any]) -> Mapping[str, Agent]:
                 raise ConfigError(f"agents.{name}.{key}: must be a string")
         if not isinstance(table.get("session", {}), Mapping):
             raise ConfigError(f"agents.{name}.session: must be a table")
-        agents[name] = Agent(name, table.get("model"), MappingProxyType(_session(table)))
+        transcription = table.get("transcription", _TRANSCRIPTION)
+        if transcription is not False and not isinstance(transcription, Mapping):
+            raise ConfigError(f"agents.{name}.transcription: must be a table, or false")
+        remembered = dict(transcription) if transcription is not False else None
+        agents[name] = Agent(name, table.get("model"), MappingProxyType(_session(table)), remembered)
     return MappingProxyType(agents)
 
 
@@ -198,7 +218,7 @@ def _session(table: Mapping[str, Any]) -> dict[str, Any]:
         session["instructions"] = table["instructions"]
     if "tools" in table:
         session["tools"] = table["tools"]
-    audio_in = {key: table[key] for key in ("turn_detection", "transcription") if key in table}
+    audio_in = {key: table[key] for key in ("turn_detection", "transcription") if table.get(key, False) is not False}
     audio_out = {"voice": table["voice"]} if "voice" in table else {}
     audio = {key: value for key, value in (("input", audio_in), ("output", audio_out)) if value}
     if audio:
@@ -245,6 +265,11 @@ class Settings:
     close_seconds: float
     drain_seconds: float
     tombstone_seconds: float
+    resume_seconds: float
+    redial_seconds: float
+    roll_over_seconds: float
+    memory_keys: Mapping[str, bytes] = field(repr=False)
+    upstream_spares: int
     bus_silence_seconds: float
     bus_node_ttl_seconds: float
     bus_sweep_seconds: float
@@ -297,6 +322,11 @@ class Settings:
             close_seconds=read(env, "RELAY_CLOSE_SECONDS", positive, 2.0),
             drain_seconds=read(env, "RELAY_DRAIN_SECONDS", _not_negative, 300.0),
             tombstone_seconds=read(env, "RELAY_TOMBSTONE_SECONDS", positive, 3600.0),
+            resume_seconds=read(env, "RELAY_RESUME_SECONDS", _not_negative, 30.0),
+            redial_seconds=read(env, "RELAY_REDIAL_SECONDS", _not_negative, 30.0),
+            roll_over_seconds=read(env, "RELAY_ROLL_OVER_SECONDS", positive, 120.0),
+            memory_keys=read(env, "RELAY_MEMORY_KEYS", read_memory_keys, _NO_KEYS),
+            upstream_spares=read(env, "RELAY_UPSTREAM_SPARES", _spares, 0),
             bus_silence_seconds=read(env, "RELAY_BUS_SILENCE_SECONDS", _up_to_a_minute, 3.0),
             bus_node_ttl_seconds=read(env, "RELAY_BUS_NODE_TTL_SECONDS", _up_to_a_minute, 8.0),
             bus_sweep_seconds=read(env, "RELAY_BUS_SWEEP_SECONDS", _up_to_a_minute, 10.0),

@@ -1,4 +1,4 @@
-"""WebSockets that are asked for, new calls and side legs: checked to the end before the connection is handed over."""
+"""WebSockets that are asked for, new calls, clients that come back, side legs: checked before the hand-over."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,16 +10,19 @@ from fanout import (
     BusFull,
     CallEnded,
     CallNotFound,
+    CallRecord,
     CallStateUnknown,
-    CallTaken,
-    FanoutError,
     RegionUnreachable,
+    Reservation,
+    Tombstone,
     new_call_id,
 )
 from relay.admission import EVENTS_PROTOCOL, Refused, Room, admit, attachment, bearer, choose_protocol
 from relay.api.refusals import bus_refusal
 from relay.call import Request, Services
 from relay.calls import Lives
+from relay.clientside import Arrival
+from relay.config import Agent
 from relay.handoff import BadHandshake, check_upgrade, hand_off
 from relay.session import Session
 from relay.sideband import SideLeg
@@ -77,57 +80,112 @@ class Opening:
         headers = {"X-Call-Id": call_id, "X-Relay-Node": self._settings.node, "X-Relay-Region": self._settings.region}
         return headers if protocol is None else headers | {"Sec-WebSocket-Protocol": protocol}
 
-    # New calls
+    # Calls
 
     async def _open(self, request: web.Request, *, voice: bool) -> web.StreamResponse:
-        settings = self._settings
         offered, claims = self._check(request, "call")
-        agent = settings.agents.get(claims.agent)
-        if agent is None:
-            raise Refused(403, "unknown_agent", f"This node has no agent {claims.agent!r}.", kind="permission_error")
-        minted = await self._reserved(claims)
-        room = Room(self._accepting(), len(self._calls), settings.max_calls)
-        wanted = admit(room, request.query, minted.get("model") or agent.model, minted.get("type"))
-        protocol = choose_protocol(offered)
-        opening = {key: value for key, value in minted.items() if key not in _NOT_SETTABLE}
-        call = Request(
-            call_id=claims.call or new_call_id(self._services.bus.new_home()),
-            tenant=claims.tenant,
-            agent=agent,
-            target=Target(wanted.model, wanted.intent),
-            max_message=settings.max_browser_message_bytes if claims.browser else settings.max_message_bytes,
-            opening={**(agent.session if voice else {}), **opening},
-            voice=voice,
-            binary_audio=voice and request.query.get("audio") == "binary",
-            relay_events=protocol == EVENTS_PROTOCOL,
-        )
+        live = self._live_here(claims)
+        if live is not None:
+            return self._arrive(request, live, claims, offered, voice=voice)
+        found = await self._found(claims)
+        if isinstance(found, CallRecord):
+            call = self._resumed(request, found, claims, offered, voice=voice)
+        else:
+            call = self._new(request, found, claims, offered, voice=voice)
         session = Session(self._services, call)
-        leg, headers = session.client, self._headers(call.call_id, protocol)
+        leg, headers = session.client.leg, self._headers(call.call_id, choose_protocol(offered))
         response = hand_off(request, leg, headers, max_message=call.max_message, on_refused=leg.on_ws_refused)
         self._calls.start(session)
         return response
 
-    async def _reserved(self, claims: Claims) -> dict[str, Any]:
-        """The session with which the call of a client secret begins; empty where none was asked for."""
+    def _new(
+        self, request: web.Request, reserved: Reservation | None, claims: Claims, offered: list[str], *, voice: bool
+    ) -> Request:
+        """A call that begins here."""
+        agent, minted = self._agent(claims.agent), _session_of(reserved)
+        room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
+        wanted = admit(room, request.query, minted.get("model") or agent.model, minted.get("type"))
+        opening = {key: value for key, value in minted.items() if key not in _NOT_SETTABLE}
+        return Request(
+            call_id=claims.call or new_call_id(self._services.bus.new_home()),
+            tenant=claims.tenant,
+            agent=agent,
+            target=Target(wanted.model, wanted.intent),
+            opening={**(agent.session if voice else {}), **opening},
+            **self._client(request, claims, offered, voice=voice),
+        )
+
+    def _resumed(
+        self, request: web.Request, found: CallRecord, claims: Claims, offered: list[str], *, voice: bool
+    ) -> Request:
+        """A call that lives elsewhere, or lived on a node that is gone, and whose client comes here."""
+        Room(self._accepting(), len(self._calls), self._settings.max_calls).check()
+        return Request(
+            call_id=found.id,
+            tenant=found.tenant,
+            agent=self._settings.agents.get(found.agent) or self._agent(claims.agent),
+            target=Target(found.model or None, request.query.get("intent") if not found.model else None),
+            resumes=True,
+            started_at=found.started_at,
+            **self._client(request, claims, offered, voice=voice),
+        )
+
+    def _arrive(
+        self, request: web.Request, live: Session, claims: Claims, offered: list[str], *, voice: bool
+    ) -> web.StreamResponse:
+        """The client of a call that lives here has a new connection."""
+        client = self._client(request, claims, offered, voice=voice)
+        arrival = Arrival(self._services, live.request_of(client))
+        leg, headers = arrival.leg, self._headers(live.call_id, choose_protocol(offered))
+        most = arrival.request.max_message
+        response = hand_off(request, leg, headers, max_message=most, on_refused=leg.on_ws_refused)
+        live.arrive(arrival)
+        return response
+
+    def _client(self, request: web.Request, claims: Claims, offered: list[str], *, voice: bool) -> dict[str, Any]:
+        """What of a call is its client's."""
+        settings, relay_events = self._settings, choose_protocol(offered) == EVENTS_PROTOCOL
+        secure = request.headers.get("X-Forwarded-Proto", request.scheme) in {"https", "wss"}
+        return {
+            "max_message": settings.max_browser_message_bytes if claims.browser else settings.max_message_bytes,
+            "voice": voice,
+            "binary_audio": voice and request.query.get("audio") == "binary",
+            "relay_events": relay_events,
+            "can_resume": relay_events or claims.call is not None,
+            "url": f"{'wss' if secure else 'ws'}://{request.host}{request.path}",
+            "last_event_id": request.query.get("last_event_id", ""),
+        }
+
+    def _agent(self, name: str) -> Agent:
+        agent = self._settings.agents.get(name)
+        if agent is None:
+            raise Refused(403, "unknown_agent", f"This node has no agent {name!r}.", kind="permission_error")
+        return agent
+
+    def _live_here(self, claims: Claims) -> Session | None:
+        """The call that the token is for, if it lives on this node and can have its client back."""
+        if claims.call is None or not self._accepting():
+            return None
+        live = (call for call in self._calls.all() if call.call_id == claims.call)
+        return next((call for call in live if call.can_arrive(claims.tenant)), None)
+
+    async def _found(self, claims: Claims) -> CallRecord | Reservation | None:
+        """The call that the token is for, or what was reserved for it; None for a token that is for no call."""
         if claims.call is None:
-            return {}
+            return None
         try:
-            reservation = await self._services.bus.reservation(claims.call, claims.tenant)
-        except CallTaken:
-            raise Refused(
-                409, "call_in_use", "The call of this key has its client: make a new client secret."
-            ) from None
+            found = await self._services.bus.find(claims.call, claims.tenant)
         except (RegionUnreachable, CallStateUnknown) as error:
-            if claims.session:
+            if claims.session or claims.resumes:
                 raise bus_refusal(error) from None
-            return {}  # a call starts without its Redis, and is registered when that is back
-        except FanoutError as error:
-            raise bus_refusal(error) from None
-        if reservation is None:
+            return None  # a call starts without its Redis, and is registered when that is back
+        if isinstance(found, Tombstone):
+            raise bus_refusal(CallEnded(found))
+        if claims.resumes and not isinstance(found, CallRecord):
+            raise Refused(401, "invalid_api_key", "The token has expired.", kind="authentication_error")
+        if found is None:
             raise Refused(404, "call_not_found", "The call of this key is not reserved any more: make a new one.")
-        if not reservation.session:
-            return {}
-        return {"type": "realtime", **msgspec.json.decode(reservation.session, type=dict[str, Any])}
+        return found
 
     # Side legs
 
@@ -156,6 +214,13 @@ class Opening:
         if not side.connected.done():  # as it is where the peer went away meanwhile
             side.connected.set_result(None)
         return response
+
+
+def _session_of(reserved: Reservation | None) -> dict[str, Any]:
+    """The session with which the call of a client secret begins; empty where none was asked for."""
+    if reserved is None or not reserved.session:
+        return {}
+    return {"type": "realtime", **msgspec.json.decode(reserved.session, type=dict[str, Any])}
 
 
 def _no_such_call(call_id: str) -> Refused:

@@ -1,41 +1,36 @@
-"""One call's life: it owns both legs, carries out what the bridge decides, and sees to it that everything ends.
+"""One call's life on this node: carries out what the bridge decides, and sees to it that everything ends.
 
-The only module that acts for a call. Decisions are in ``relay.core``. While the call is open its legs feed each other
-plain audio (``Leg.feed``); everything else comes here from the read callbacks.
+The only module that acts for a call. Decisions are in ``relay.core``; the legs are the client's side's and the model's
+side's (``clientside``, ``modelside``). While the call is open its legs feed each other plain audio (``Leg.feed``);
+everything else comes here from the read callbacks.
 """
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import Iterable
-from functools import partial
-from typing import Final, assert_never
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, assert_never
 
 import structlog
 
 from fanout import CallEnded, CallTaken, Message, OwnedCall, Status
 from relay.call import Request, Services, log_end
+from relay.clientside import Arrival, ClientSide
 from relay.core import messages, realtime
-from relay.core.actions import (
-    Action,
-    Complaint,
-    End,
-    Log,
-    Note,
-    Passed,
-    Pause,
-    Resume,
-    Send,
-    Side,
-    Sound,
-)
-from relay.core.bridge import Bridge, Phase, Rules
-from relay.core.conversation import opening_update
-from relay.core.endings import Ending, Why, client_broke_protocol, client_closed, ended, model_closed
-from relay.core.frames import Close, Opcode, Violation
+from relay.core.actions import Action, Complaint, End, Log, Note, Pause, Resume, Send, Side, Sound
+from relay.core.bridge import Bridge, Phase
+from relay.core.conversation import Gone, opening_update
+from relay.core.endings import Ending, Why, ended
+from relay.core.frames import Opcode
+from relay.core.memory import Memory
 from relay.core.messages import Settled
+from relay.core.rebuild import Rebuild
+from relay.greeting import Greeter, new_event_id
 from relay.legs import Leg
-from relay.upstream import DialError
+from relay.modelside import ModelSide
+from relay.taking import NotTaken, take
+from relay.traffic import Traffic
 from relay.watchdog import Watchdog
 
 _BUG: Final = "internal error of the relay"
@@ -43,43 +38,42 @@ _LOGGED_TEXT: Final = 300  # characters
 _LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
 _ALARM_SECONDS: Final = 0.01  # between looks at the gate that no event asks for
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
+_KEPT_FRAMES: Final = 50  # of the client's audio before another model leg takes over: a second of 20 ms frames
 
 log = structlog.get_logger("relay")
 
 
 class Session:
-    """A call on this node, from the upgrade to its tombstone."""
+    """A call on this node, from the upgrade until it ends or goes on elsewhere."""
 
     def __init__(self, services: Services, request: Request) -> None:
         settings = services.settings
         self._services = services
+        self._settings = settings
         self._request = request
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(call=request.call_id, node=settings.node, region=settings.region)
-        rules = Rules(
-            hold_bytes=settings.hold_bytes,
-            apply_seconds=settings.apply_seconds,
-            binary_client=request.voice,
-            binary_audio=request.binary_audio,
-            expects_opening=bool(request.opening),
-            told_to_clear=request.voice or request.relay_events,
-        )
-        limits = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
-        plain = realtime.is_whole_append
-        self.client = Leg(Side.CLIENT, self, self._on_client_text, plain, max_message=request.max_message, **limits)
-        most, plain = settings.max_message_bytes, realtime.is_audio_delta
-        self._model = Leg(Side.MODEL, self, self._on_model_text, plain, max_message=most, **limits)
-        self._bridge = Bridge(rules, _event_id, partial(_passed, self.client, self._model))
+        self.watchdog = Watchdog(settings, self)
+        self.client = ClientSide(services, request, self)
+        self.model = ModelSide(services, request, self, new_event_id)
+        self._traffic = Traffic(self.client.leg, self.model.leg)
+        self._bridge = Bridge(request.rules(settings), new_event_id, self._traffic.passed)
+        self._greeter = Greeter(services, request.call_id)
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._owned: OwnedCall | None = None
+        self._early: list[Message] | None = [] if request.resumes else None  # come before the memory is there
         # By message: when it came, and its item as the model gets it.
         self._injected: dict[str, tuple[float, bytes | None]] = {}
-        self._started = services.wall()
+        self._kept: deque[bytes] | None = None  # the client's last audio, while another model leg is to take over
+        self._gone: Gone | None = None  # what the model leg that was lost left behind
+        self._has_model = asyncio.Event()
+        self._started = request.started_at or services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None
-        self._counted = (0, 0, 0, 0)
+        self._is_counted_away = False
+        self._skipped = 0  # items that a model refused when the conversation was rebuilt
+        self._largest_buffer = 0
         self._held: set[Side] = set()  # legs paused by the bridge
-        self._watchdog = Watchdog(settings, self)
         self._alarm: asyncio.TimerHandle | None = None  # when the gate has something to do though nothing happens
 
     @property
@@ -87,79 +81,371 @@ class Session:
         """The call's id."""
         return self._request.call_id
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is ending."""
+        return self._ending.done()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it waits for its client."""
+        return self._bridge.phase in {Phase.AWAY, Phase.ALONE}
+
+    @property
+    def memory(self) -> Memory:
+        """What it knows of its conversation."""
+        return self._bridge.conversation.memory
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the model has said that it will not serve this relay."""
+        return self._bridge.conversation.is_refused
+
     # Life
 
     async def run(self) -> None:
-        """Live the call from the upgrade to the tombstone; returns when nothing of it is left on this node."""
-        self._services.tally.started += 1
-        self._watchdog.watch(self.client, self._started_at)
-        self._watchdog.start()
+        """Live the call until it ends, or goes on elsewhere; returns when nothing of it is left on this node."""
+        self._services.tally.started += not self._request.resumes
+        self.watchdog.watch(self.client.leg, self._started_at)
+        self.watchdog.start()
         try:
-            record = self._request.record(self._services.settings, self._started)
-            self._owned = self._services.bus.own(record, self._deliver)
-            self._owned.on_interest = self._on_interest
-            await self._live(self._owned)
-            await self._close_legs(self._ending.result())
-            await self._close_log(self._owned)
+            await self._live()
+            await self._leave(self._ending.result())
         finally:  # also when we are cancelled
-            self._fail(Why.NODE_FAILED, _BUG)  # a no-op unless the bus would not have the call
-            self._model.abort()
-            self.client.abort()
-            if self._owned is not None:
-                settings, now = self._services.settings, self._services.wall()
-                self._owned.on_interest = None  # it refers back, as the call does
-                self._owned.end(self._request.tombstone(settings, self._ending.result(), self._started, now))
+            self.fail(Why.NODE_FAILED, _BUG)  # a no-op unless something is very wrong
+            self.model.abort()
+            self.client.leg.abort()
+            owned, ending = self._owned, self._ending.result()
+            if owned is not None:
+                owned.on_interest = None  # it refers back, as the call does
                 self._owned = None
+                if not ending.why.goes_on:
+                    now = self._services.wall()
+                    owned.end(self._request.tombstone(self._settings, ending, self._started, now))
 
-    async def _live(self, owned: OwnedCall) -> None:
+    async def _live(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                opening = tasks.create_task(self._open_model(owned))
-                losing = tasks.create_task(self._yield_when_lost(owned))
+                work = tasks.create_task(self._work())
                 await self._ending
-                opening.cancel()
-                losing.cancel()
+                work.cancel()
         except* Exception as errors:  # noqa: BLE001  # our bug must end this call, and no other
             self._log.error("call_failed", exc_info=errors)
-            self._fail(Why.NODE_FAILED, _BUG)
+            self.fail(Why.NODE_FAILED, _BUG)
         finally:
             self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
             self._account(self._ending.result())
 
-    async def _open_model(self, owned: OwnedCall) -> None:
-        services = self._services
+    async def _work(self) -> None:
+        """Own the call, and have a model leg for it."""
         try:
-            await services.upstream.dial(self._request.target, self._model)
-        except DialError as error:
-            self._fail(error.why, str(error), error.code)
+            await self._own()
+        except NotTaken as refused:
+            self.fail(refused.why, str(refused), refused.code)
             return
-        if self._ending.done():  # while we dialled, or by a frame that came with the handshake
+        owned = self._owned
+        if owned is None:
+            raise AssertionError("owned just now")
+        owned.on_interest = self._on_interest
+        self._on_interest()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.model.run(rebuilds=self._request.resumes))
+            tasks.create_task(self._announce(owned))
+            tasks.create_task(self._yield_when_lost(owned))
+
+    async def _own(self) -> None:
+        record = self._request.record(self._settings, self._started)
+        if not self._request.resumes:
+            self._owned = self._services.bus.own(record, self._deliver)
             return
-        self._connect_seconds = self._loop.time() - self._started_at
-        services.tally.connect.observe(self._connect_seconds)
-        self._watchdog.watch(self._model, self._loop.time())
-        session = dict(self._request.opening)
-        self._act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
+        owned = self._owned = await take(self._services.bus, record, self._deliver)
+        items = [realtime.decode(entry) for entry in owned.memory]
+        self._gone = self._bridge.restore(owned.known, items, self._services.wall())
+        self._act(self._gone.follows)
+        early, self._early = self._early or [], None
+        for message in early:
+            self._deliver(message)
+
+    async def _announce(self, owned: OwnedCall) -> None:
+        """Let the client hear of the call when it can be reached, and has a model leg."""
+        await self._has_model.wait()
         try:
-            async with asyncio.timeout(services.settings.register_seconds):
+            async with asyncio.timeout(self._settings.register_seconds):
                 await owned.wait_registered()
         except TimeoutError:  # the bus is away: the call goes on, and is registered when it is back
-            services.tally.unregistered += 1
+            self._services.tally.unregistered += 1
         except (CallTaken, CallEnded):  # two clients came with one call id: the other was first
             return  # _yield_when_lost says so
-        if self._ending.done():
-            return
-        self._act(self._bridge.on_announced(self._started_event(), self._loop.time(), services.wall()))
-        if self._bridge.phase is not Phase.OPEN:
-            return
+        while self._bridge.phase is not Phase.ANNOUNCING:  # the model leg was lost meanwhile
+            self._has_model.clear()
+            await self._has_model.wait()
+        request = self._request
+        greeting = self._resumed([]) if request.resumes else self._greeter.started(request)
+        self._act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
         self._feed()
 
+    async def _yield_when_lost(self, owned: OwnedCall) -> None:
+        """Only a claim with a higher epoch, seen in the home Redis, takes a call from its owner."""
+        await owned.wait_lost()
+        self.end(ended(Why.REPLACED, "the call goes on at another node"))
+
+    def end(self, ending: Ending, error: bytes | None = None) -> None:
+        """Begin the end of the call; the first reason stands. ``error`` is an event that the client gets first."""
+        if self._ending.done():
+            return
+        self.client.leg.feed(None)
+        self.model.leg.feed(None)
+        held = self._bridge.on_ended()
+        if self.client.is_here:
+            for send in held:
+                self.client.send(send.payload, send.kind)
+            if error is not None:
+                self.client.send(error)
+        self._ending.set_result(ending)
+
+    def fail(self, why: Why, text: str, code: str | None = None) -> None:
+        """End the call for a fault that is not the client's, which is told in words what happened."""
+        self.end(ended(why, text), realtime.error_event(new_event_id(), "server_error", code or why.label, text))
+
+    async def _leave(self, ending: Ending) -> None:
+        """Write what is left to write and close the legs; of a call that moves, its next owner's turn comes first."""
+        owned = self._owned
+        if ending.why is Why.MOVED and owned is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.close_seconds):
+                    owned.hand_over()
+                    await owned.wait_handed_over()
+        self.client.close(ending)
+        self.model.close(ending.why)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.close_seconds):
+                await self.model.leg.closed
+                await self.client.leg.closed
+        if owned is not None and not ending.why.goes_on:
+            with contextlib.suppress(TimeoutError):  # those who watch have the last events before they hear of the end
+                async with asyncio.timeout(_LOG_SECONDS):
+                    await owned.wait_logged()
+
+    def _account(self, ending: Ending) -> None:
+        """Count the end and write the call's one log line."""
+        self.watchdog.stop()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        tally, seconds = self._services.tally, self._loop.time() - self._started_at
+        self._traffic.count(tally)
+        tally.away -= self._is_counted_away
+        tally.ended[ending.why] += 1
+        tally.duration.observe(seconds)
+        log_end(
+            self._log,
+            self._request,
+            ending,
+            self._traffic,
+            largest_buffer=max(self._largest_buffer, self.client.leg.largest_buffer, self.model.leg.largest_buffer),
+            seconds=seconds,
+            connect_seconds=self._connect_seconds,
+        )
+
+    # Moving to another node
+
+    @property
+    def can_move(self) -> bool:
+        """Whether another node could go on with it: its client can come back."""
+        is_begun = self._bridge.phase not in {Phase.DIALLING, Phase.ANNOUNCING}
+        return is_begun and not self.is_over and self.client.request.can_resume and self._owned is not None
+
+    def moment(self, now: float) -> bool:
+        """Whether it can be moved without anybody's noticing."""
+        return self._bridge.is_quiet(now)
+
+    def move(self) -> None:
+        """Let another node have the call, as soon as its client comes there."""
+        if self.can_move:
+            text = "this node is shutting down: connect again to go on with the call"
+            moving = self._greeter.moving(self.client.request)
+            self.end(ended(Why.MOVED, text), moving[0] if moving else None)
+
+    # The client's side
+
+    def can_arrive(self, tenant: str) -> bool:
+        """Whether a client of this tenant may go on with this call here."""
+        is_announced = self._bridge.phase not in {Phase.DIALLING, Phase.ANNOUNCING, Phase.ENDED}
+        return tenant == self._request.tenant and is_announced and not self.is_over
+
+    def request_of(self, client: Mapping[str, Any]) -> Request:
+        """The call as it is for a client that comes back."""
+        return replace(self._request, **client)
+
+    def arrive(self, arrival: Arrival) -> None:
+        """The call's client has a new leg, whatever became of the one before."""
+        if self.is_over or arrival.leg.closing:
+            arrival.leg.abort()
+            return
+        if self.is_away:
+            self._services.tally.away -= 1
+            self._is_counted_away = False
+        else:
+            self._unblock(self.client.leg)
+            self._bridge.on_client_lost()
+        self._services.tally.resumes["same_leg"] += 1
+        missed = self.client.arrive(arrival.request, arrival.leg)
+        self._traffic.use(arrival.leg)
+        self._held.discard(Side.CLIENT)
+        if self.model.leg.blocked:
+            arrival.leg.pause()
+        rules, greeting = arrival.request.rules(self._settings), self._resumed(missed)
+        self._act(self._bridge.on_client_back(rules, greeting, self._loop.time(), self._services.wall()))
+        self._feed()
+        for message in arrival.early:
+            self.on_client_text(message)
+
+    def _resumed(self, missed: list[bytes]) -> list[bytes]:
+        """What a client that comes back hears first."""
+        view, number = self._bridge.conversation.view, self._bridge.missed + len(missed)
+        view.is_resumed = True
+        return [view.created(self.memory.session), *self._tell_resumed(number), *missed]
+
+    def _tell_resumed(self, missed: int) -> list[bytes]:
+        gone, self._gone = self._gone, None
+        skipped, self._skipped = self._skipped, 0
+        return self._greeter.resumed(self.client.request, self.memory, gone, missed=missed, skipped=skipped)
+
+    def can_wait(self) -> bool:
+        """Whether the call can go on for a while without its client."""
+        return self._bridge.phase in {Phase.OPEN, Phase.REDIALLING}
+
+    def on_client_lost(self) -> None:
+        """The client is gone, and may come back."""
+        self.model.leg.feed(None)
+        self._unblock(self.client.leg)
+        self._bridge.on_client_lost()
+        self._services.tally.away += 1
+        self._is_counted_away = True
+
+    def _unblock(self, leg: Leg) -> None:
+        """A leg goes: what it held up goes on."""
+        self._largest_buffer = max(self._largest_buffer, leg.largest_buffer)
+        if leg.blocked:
+            (self.model if leg is self.client.leg else self.client).leg.resume()
+
+    def on_client_text(self, message: bytes) -> None:
+        """A text message of the client's that is no plain audio."""
+        self._act(self._bridge.on_client_text(message, self._loop.time()))
+        self._guard()
+
+    def on_client_binary(self, payload: bytes) -> None:
+        """A binary message of the client's: raw audio on /voice."""
+        self._act(self._bridge.on_client_binary(payload))
+
+    def on_client_blocked(self, blocked: bool) -> None:
+        """A leg that cannot be written pauses the reading of its peer."""
+        if blocked:
+            self.model.leg.pause()
+        else:
+            self.model.leg.resume()
+
+    def _guard(self) -> None:
+        """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
+
+        What is forwarded is bounded by pausing the other leg; answers are not. One message of the largest size may be
+        waiting already.
+        """
+        settings, leg = self._settings, self.client.leg
+        most = settings.max_message_bytes + _ANSWERS_AT_MOST * settings.write_buffer_bytes
+        if leg.blocked and leg.buffered() > most:
+            self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
+
+    # The model's side
+
+    def on_model_opened(self) -> None:
+        """The first model leg is there."""
+        self._connect_seconds = self._loop.time() - self._started_at
+        self._services.tally.connect.observe(self._connect_seconds)
+        self._traffic.use(self.model.leg)
+        session = dict(self._request.opening)
+        self._act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
+        self._has_model.set()
+
+    def on_model_lost(self) -> None:
+        """The model leg is gone, another one is being had."""
+        self.client.leg.feed(None)
+        self._unblock(self.model.leg)
+        self._held.discard(Side.MODEL)
+        gone = self._bridge.on_model_lost(self._loop.time())
+        self._act(gone.follows)
+        before = self._gone
+        self._gone = gone if before is None else gone._replace(turn=gone.turn or before.turn)
+
+    def on_model_changed(self, old: Leg, rebuild: Rebuild, before: list[bytes]) -> None:
+        """Another model leg is in use, which has the conversation; ``before`` is audio that it has yet to hear."""
+        leg, now, wall = self.model.leg, self._loop.time(), self._services.wall()
+        if old.feeds:
+            self._unblock(old)
+            old.feed(None)
+        self._traffic.use(leg)
+        self._held.discard(Side.MODEL)
+        if self.client.leg.blocked:
+            leg.pause()
+        for message in before:
+            leg.send(message)
+        self._skipped += len(rebuild.skipped)
+        self._act(self._bridge.on_model_changed(rebuild.session, rebuild.restored, rebuild.anchor_id, now, wall))
+        self._has_model.set()
+        if self._bridge.phase is Phase.OPEN:
+            if self._gone is not None:
+                for event in self._tell_resumed(0):
+                    self.client.send(event)
+            self._feed()
+
+    def on_model_text(self, message: bytes) -> None:
+        """A text message of the model's that is no plain audio."""
+        self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
+        if self.model.awaits_session:
+            self.model.on_session(self.memory.session.get("expires_at"))
+
+    def on_model_binary(self, payload: bytes) -> None:
+        """A binary message of the model's: no known model sends one."""
+        if self._bridge.phase is Phase.OPEN:
+            self.client.send(payload, Opcode.BINARY)
+
+    def on_model_blocked(self, blocked: bool) -> None:
+        """A leg that cannot be written pauses the reading of its peer."""
+        if blocked:
+            self.client.leg.pause()
+        else:
+            self.client.leg.resume()
+        self._act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
+
+    def new_event_id(self) -> str:
+        """Make an event id of the relay's own on a model leg."""
+        return self._bridge.new_event_id()
+
+    def is_moment(self, *, hurried: bool) -> bool:
+        """Whether the model leg can be replaced now without anybody's noticing; ``hurried``: or in a pause."""
+        now = self._loop.time()
+        return self._bridge.is_quiet(now) or (hurried and self._bridge.may_be_cut(now))
+
+    def keep_audio(self, keep: bool) -> None:
+        """Keep the client's last audio, for the model leg that is to come, or do so no longer."""
+        self._kept = deque(maxlen=_KEPT_FRAMES) if keep else None
+        self._feed()
+
+    def kept_audio(self) -> list[bytes]:
+        """Return that audio, as messages."""
+        return list(self._kept or ())
+
+    # Both sides
+
     def _feed(self) -> None:
-        """Let plain audio go straight from leg to leg, past those who listen to the call."""
-        tap = self._owned.sound if self._bridge.heard and self._owned is not None else None
-        self.client.feed(self._model, tap)
-        if not self._request.binary_audio:
-            self._model.feed(self.client, tap)
+        """Let plain audio go straight from leg to leg, past those who hear the call."""
+        if self._bridge.phase is not Phase.OPEN or self.is_over:
+            return
+        sound = self._owned.sound if self._bridge.heard and self._owned is not None else None
+        kept = self._kept.append if self._kept is not None else None
+        self.client.leg.feed(self.model.leg, _both(sound, kept))
+        if not self.client.request.binary_audio:
+            self.model.leg.feed(self.client.leg, _both(sound, self.client.tap))
 
     def _on_interest(self) -> None:
         """Somebody begins to watch or to listen, or nobody does any more."""
@@ -169,117 +455,7 @@ class Session:
         bridge.conversation.watched = owned.is_watched
         if owned.is_heard != bridge.heard:
             bridge.heard = owned.is_heard
-            if bridge.phase is Phase.OPEN and not self._ending.done():
-                self._feed()
-
-    async def _yield_when_lost(self, owned: OwnedCall) -> None:
-        """Only a claim with a higher epoch, seen in the home Redis, ends a call from the bus's side."""
-        await owned.wait_lost()
-        self._fail(Why.NODE_FAILED, "the call was claimed by another node")
-
-    def end(self, ending: Ending, error: bytes | None = None) -> None:
-        """Begin the end of the call; the first reason stands. ``error`` is an event that the client gets first."""
-        if self._ending.done():
-            return
-        self.client.feed(None)
-        self._model.feed(None)
-        for held in self._bridge.on_ended():
-            self.client.send(held.payload, held.kind)
-        if error is not None:
-            self.client.send(error)
-        self._ending.set_result(ending)
-
-    def _fail(self, why: Why, text: str, code: str | None = None) -> None:
-        """End the call for a fault that is not the client's, which is told in words what happened."""
-        self.end(ended(why, text), realtime.error_event(_event_id(), "server_error", code or why.label, text))
-
-    async def _close_legs(self, ending: Ending) -> None:
-        """Close both legs, whatever their peers do: politely within ``close_seconds``, then by force."""
-        self.client.close(ending.close)
-        self._model.close(Close(1000, ""))
-        self._model.abandon()
-        if ending.why in {Why.CLIENT_SLOW, Why.CLIENT_SILENT}:
-            self.client.abort()
-        if ending.why in {Why.MODEL_SLOW, Why.MODEL_SILENT}:
-            self._model.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._services.settings.close_seconds):
-                await self._model.closed
-                await self.client.closed
-
-    async def _close_log(self, owned: OwnedCall) -> None:
-        """Let those who watch have the last events before they hear that the call is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOG_SECONDS):
-                await owned.wait_logged()
-
-    def _account(self, ending: Ending) -> None:
-        """Count the end and write the call's one log line."""
-        self._watchdog.stop()
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._count()
-        tally, seconds = self._services.tally, self._loop.time() - self._started_at
-        tally.ended[ending.why] += 1
-        tally.duration.observe(seconds)
-        legs, connected = (self.client, self._model), self._connect_seconds
-        log_end(self._log, self._request, ending, legs, seconds=seconds, connect_seconds=connected)
-
-    def _started_event(self) -> bytes | None:
-        if not self._request.relay_events:
-            return None
-        settings = self._services.settings
-        event = {"type": "relay.started", "event_id": _event_id(), "call_id": self.call_id}
-        return realtime.encode(event | {"node": settings.node, "region": settings.region})
-
-    # Messages of the legs, called from the read callbacks
-
-    def _on_client_text(self, message: bytes) -> None:
-        self._act(self._bridge.on_client_text(message, self._loop.time()))
-        self._guard()
-
-    def _on_model_text(self, message: bytes) -> None:
-        self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
-
-    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
-        """A binary message: raw audio of a /voice client; no known model sends one."""
-        if leg is self.client:
-            self._act(self._bridge.on_client_binary(payload))
-        elif self._bridge.phase is Phase.OPEN:
-            self.client.send(payload, Opcode.BINARY)
-
-    def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
-        """A peer broke the protocol: its leg told it so; a model's fault the client knows as a lost model."""
-        if leg is self.client:
-            self.end(client_broke_protocol(violation.code, violation.reason))
-        else:
-            self._fail(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol")
-
-    def on_leg_close(self, leg: Leg, close: Close) -> None:
-        """A peer closes, or answers our CLOSE."""
-        if not leg.closing:
-            self.end(client_closed(close) if leg is self.client else model_closed(close))
-            leg.close(close)
-        leg.disconnect()
-
-    def on_leg_lost(self, leg: Leg) -> None:
-        """A connection is gone without a close."""
-        if leg is self.client:
-            self.end(ended(Why.CLIENT_LOST))
-        else:
-            self._fail(Why.MODEL_LOST, "the connection to the model was lost")
-
-    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
-        """A leg that cannot be written pauses the reading of its peer."""
-        leg.buffered()
-        peer = self._model if leg is self.client else self.client
-        if blocked:
-            peer.pause()
-        else:
-            peer.resume()
-        if leg is self._model:
-            self._act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
+            self._feed()
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
@@ -288,12 +464,35 @@ class Session:
     def on_look_failed(self, error: Exception) -> None:
         """The same, in the look after the legs."""
         self._log.error("call_failed", exc_info=error)
-        self._fail(Why.NODE_FAILED, _BUG)
+        self.fail(Why.NODE_FAILED, _BUG)
+
+    def on_stalled(self, leg: Leg) -> None:
+        """A peer took no byte for too long."""
+        seconds = self._settings.stall_seconds
+        if leg is self.client.leg:
+            self.client.fail(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s")
+        elif leg is self.model.leg:
+            self.model.fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
+
+    def on_silent(self, leg: Leg) -> None:
+        """A peer answered no ping."""
+        if leg is self.client.leg:
+            self.client.fail(Why.CLIENT_SILENT, "the client answered no ping")
+        elif leg is self.model.leg:
+            self.model.fail(Why.MODEL_SILENT, "the model answered no ping")
+
+    def on_look(self) -> None:
+        """What has no event of its own to wake it."""
+        self._traffic.count(self._services.tally)
+        self._on_alarm()
 
     # Messages of backends
 
     def _deliver(self, message: Message) -> None:
         """Take a message from the inbox; called by the bus on the event loop, in order."""
+        if self._early is not None:
+            self._early.append(message)  # as many as the inbox may hold
+            return
         if message.kind == "hangup":
             self._settle(Settled(message.id, message.item_id, "applied"))
             self.end(ended(Why.HUNG_UP, "hung up"))
@@ -327,8 +526,10 @@ class Session:
         owned = self._owned
         for action in actions:
             match action:
-                case Send(side, payload, kind):
-                    self._leg(side).send(payload, kind)
+                case Send(Side.CLIENT, payload, kind):
+                    self.client.send(payload, kind)
+                case Send(_, payload, kind):
+                    self.model.leg.send(payload, kind)
                 case Log(event):
                     if owned is not None:
                         owned.log(event)
@@ -336,8 +537,7 @@ class Session:
                     if owned is not None:
                         owned.sound(event)
                 case Note(name, value):
-                    if owned is not None:
-                        owned.note(name, value)
+                    self._note(name, value)
                 case Settled():
                     self._settle(action)
                 case Complaint(code, text):
@@ -351,6 +551,16 @@ class Session:
                 case _:
                     assert_never(action)
         self._set_alarm()
+
+    def _note(self, name: str, value: bytes | None) -> None:
+        """Write down what the call remembers; where there is no room the oldest item goes."""
+        owned = self._owned
+        self.model.on_memory_changed()
+        if owned is None or owned.note(name, value) or not name.startswith("item."):
+            return
+        for old_name, old_value in self.memory.drop_oldest():
+            owned.note(old_name, old_value)
+        owned.note(name, value)
 
     def _set_alarm(self) -> None:
         """Look again when a turn is over, a deadline passes or an answer is overdue."""
@@ -374,65 +584,22 @@ class Session:
         """Pause a leg because what it sent is held, once however often the bridge asks."""
         if held != (side in self._held):
             self._held ^= {side}
-            leg = self._leg(side)
+            leg = self.client.leg if side is Side.CLIENT else self.model.leg
             if held:
                 leg.pause()
             else:
                 leg.resume()
 
-    def _guard(self) -> None:
-        """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
 
-        What is forwarded is bounded by pausing the other leg; answers are not. One message of the largest size may be
-        waiting already.
-        """
-        settings = self._services.settings
-        most = settings.max_message_bytes + _ANSWERS_AT_MOST * settings.write_buffer_bytes
-        if self.client.blocked and self.client.buffered() > most:
-            self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
-
-    def on_stalled(self, leg: Leg) -> None:
-        """A peer took no byte for too long."""
-        seconds = self._services.settings.stall_seconds
-        if leg is self.client:
-            self.end(ended(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s"))
-        else:
-            self._fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
-
-    def on_silent(self, leg: Leg) -> None:
-        """A peer answered no ping."""
-        if leg is self.client:
-            self.end(ended(Why.CLIENT_SILENT, "the client answered no ping"))
-        else:
-            self._fail(Why.MODEL_SILENT, "the model answered no ping")
-
-    def _leg(self, side: Side) -> Leg:
-        return self.client if side is Side.CLIENT else self._model
-
-    def on_look(self) -> None:
-        """What has no event of its own to wake it."""
-        self._count()
-        self._on_alarm()
-
-    def _count(self) -> None:
-        """Add what the legs counted since last time to the node's tally."""
-        tally, before = self._services.tally, self._counted
-        now = (self.client.frames_in, self.client.bytes_in, self._model.frames_in, self._model.bytes_in)
-        self._counted = now
-        tally.frames["client"] += now[0] - before[0]
-        tally.bytes["client"] += now[1] - before[1]
-        tally.frames["model"] += now[2] - before[2]
-        tally.bytes["model"] += now[3] - before[3]
+_Tap = Callable[[bytes], None] | None
 
 
-def _passed(client: Leg, model: Leg) -> Passed:
-    """Count what went straight from leg to leg."""
-    return Passed(
-        client.frames_in - client.handled_frames,
-        model.frames_in - model.handled_frames,
-        model.bytes_in - model.handled_bytes,
-    )
+def _both(first: _Tap, second: _Tap) -> _Tap:
+    if first is None or second is None:
+        return first or second
 
+    def tap(payload: bytes) -> None:
+        first(payload)
+        second(payload)
 
-def _event_id() -> str:
-    return f"event_{secrets.token_hex(10)}"
+    return tap

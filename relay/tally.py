@@ -11,6 +11,7 @@ from relay.core.endings import SideWhy, Why
 CONNECT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 DURATION_BUCKETS: Final = (1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
 INJECT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0)
+REBUILD_BUCKETS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Histogram:
@@ -42,7 +43,14 @@ class Tally:
         self.bytes = {"client": 0, "model": 0}
         self.unregistered = 0  # calls that went on before the bus had them
         self.injected: dict[str, int] = dict.fromkeys(("applied", "answered", "failed", "rejected", "expired"), 0)
+        self.resumes: dict[str, int] = dict.fromkeys(("same_leg", "moved", "refused"), 0)  # of clients, by kind
+        self.redials: dict[str, int] = dict.fromkeys(("rebuilt", "failed"), 0)  # of lost model legs, by outcome
+        self.roll_overs: dict[str, int] = dict.fromkeys(("done", "forced", "missed"), 0)  # of model legs, by outcome
+        self.items_skipped = 0  # items of a conversation that a model refused when it was rebuilt
+        self.away = 0  # calls that wait for their client now
+        self.orphans: dict[str, int] = dict.fromkeys(("node_lost", "client_lost"), 0)  # ended for others, by why
         self.connect = Histogram(CONNECT_BUCKETS)
+        self.rebuild = Histogram(REBUILD_BUCKETS)
         self.duration = Histogram(DURATION_BUCKETS)
         self.apply = Histogram(INJECT_BUCKETS)
 

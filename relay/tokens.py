@@ -1,7 +1,7 @@
 """Tokens: JWTs that say who may do what. Reads, checks and writes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import jwt
@@ -10,6 +10,7 @@ from relay.admission import Refused
 
 _BROWSER_PREFIX: Final = "ek_"  # client tokens look like OpenAI's: its SDKs accept no other in a browser
 LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
+RESUME_SECONDS: Final = 7200  # at most, for which a client key may bring its call back after its own time is over
 SCOPES: Final = frozenset({"call", "control", "read", "mint"})
 
 
@@ -28,6 +29,7 @@ class Claims:
     call: str | None = None
     jti: str | None = None
     session: bool = False  # the call was reserved with a session of its own
+    resumes: bool = False  # the token's time is over but for a call that lives
     browser: bool = field(default=False)  # a client token: tighter limits
 
 
@@ -41,23 +43,34 @@ def verify(token: str, secrets: Sequence[str]) -> Claims:
     text = token.removeprefix(_BROWSER_PREFIX)
     for secret in secrets:
         try:
-            payload = jwt.decode(
-                text,
-                secret,
-                algorithms=["HS256"],
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp", "tenant", "scope"], "verify_aud": False},
-            )
+            return _claims(_decode(text, secret, LEEWAY_SECONDS), browser)
         except jwt.InvalidSignatureError:
             continue
         except jwt.ExpiredSignatureError:
-            raise BadToken("The token has expired.") from None
+            return replace(_claims(_expired(text, secret), browser), resumes=True)
         except jwt.MissingRequiredClaimError as error:
             raise BadToken(f"The token has no {error.claim!r} claim.") from None
         except (jwt.InvalidTokenError, UnicodeError, ValueError, OverflowError):  # the last: an exp beyond all time
             raise BadToken("The token is malformed.") from None
-        return _claims(payload, browser)
     raise BadToken("The token's signature is wrong.")
+
+
+def _decode(text: str, secret: str, leeway: float) -> dict[str, Any]:
+    options: Any = {"require": ["exp", "tenant", "scope"], "verify_aud": False}
+    payload: dict[str, Any] = jwt.decode(text, secret, algorithms=["HS256"], leeway=leeway, options=options)
+    return payload
+
+
+def _expired(text: str, secret: str) -> dict[str, Any]:
+    """What a token says that is too old to begin anything: one for a call may still resume it for a while."""
+    try:
+        payload = _decode(text, secret, LEEWAY_SECONDS + RESUME_SECONDS)
+        seconds = payload.get("resume_seconds")
+        if not payload.get("call") or not isinstance(seconds, int) or seconds <= 0:
+            raise BadToken("The token has expired.")
+        return _decode(text, secret, LEEWAY_SECONDS + min(seconds, RESUME_SECONDS))
+    except jwt.InvalidTokenError:
+        raise BadToken("The token has expired.") from None
 
 
 def authenticate(token: str | None, secrets: Sequence[str], scope: str) -> Claims:
@@ -73,6 +86,8 @@ def authenticate(token: str | None, secrets: Sequence[str], scope: str) -> Claim
         claims = verify(token, secrets)
     except BadToken as error:
         raise Refused(401, "invalid_api_key", str(error), kind="authentication_error") from None
+    if claims.resumes and scope != "call":
+        raise Refused(401, "invalid_api_key", "The token has expired.", kind="authentication_error")
     if scope not in claims.scope:
         raise Refused(403, "missing_scope", f"The token lacks the scope {scope!r}.", kind="permission_error")
     return claims
@@ -102,7 +117,14 @@ def _claims(payload: dict[str, Any], browser: bool) -> Claims:
 
 
 def mint(
-    secret: str, *, tenant: str, scope: Sequence[str], expires_at: float, session: bool = False, **claims: str | None
+    secret: str,
+    *,
+    tenant: str,
+    scope: Sequence[str],
+    expires_at: float,
+    session: bool = False,
+    resume_seconds: int = 0,
+    **claims: str | None,
 ) -> str:
     """Sign a token.
 
@@ -112,10 +134,13 @@ def mint(
         scope: some of ``SCOPES``.
         expires_at: seconds since the epoch.
         session: whether its call was reserved with a session of its own.
+        resume_seconds: for how long after that it may bring its call back, if that lives.
         claims: agent, plan, call and jti; None leaves one out.
     """
     payload: dict[str, Any] = {"tenant": tenant, "scope": list(scope), "exp": int(expires_at)}
     payload |= {name: value for name, value in claims.items() if value is not None}
     if session:
         payload["session"] = True
+    if resume_seconds:
+        payload["resume_seconds"] = resume_seconds
     return jwt.encode(payload, secret, algorithm="HS256")

@@ -1,10 +1,12 @@
 """What one call writes for those who look on: its log, its sound, its facts; and whether anybody looks. Pure.
 
-All of it is best effort and bounded: what doesn't fit is left out. An event is numbered before that is known, so
-whoever watches sees a gap. The log is written only while somebody watches; facts, the latest of each name, always.
-A caller asks for a `flush`, carries it out, and gives its answer back. `now` is any steady clock.
+Log and sound are best effort and bounded: what doesn't fit is left out. An event is numbered before that is known, so
+whoever watches sees a gap. The log is written only while somebody watches; facts, the latest of each name, always: a
+later owner builds the conversation from them. They wait for a Redis that is away, and whoever notes one for which there
+is no room is told. A caller asks for a `flush`, carries it out, and gives its answer back. `now` is any steady clock.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -16,7 +18,7 @@ from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
 
 SESSION: Final = "session"  # the fact that a watcher is given first
-_PAUSE_SECONDS: Final = 0.25  # until its owner has restored a record that Redis lost
+_PAUSE_SECONDS: Final = 0.25  # until its owner has restored a record that Redis lost, or knows that it isn't its owner
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _Flight:
 
     entries: list[_Entry]
     facts: dict[str, bytes | None] = field(default_factory=dict)
+    are_all: bool = False  # Redis is to forget every other fact
 
 
 class Chronicle:
@@ -89,17 +92,26 @@ class Chronicle:
         self._facts_bytes = 0
         self._dirty: dict[str, None] = {}  # facts that Redis doesn't have as they are
         self._dirty_since = 0.0
+        self._owes_all = False  # Redis may have facts that are none any more; all of ours are dirty then
+        self._number = 0  # of the last flush with facts
+        self._facts_not_before = 0.0
         self._flight: _Flight | None = None
         self._is_asked = False
         self._not_before = 0.0  # the next flush
         self._is_urgent = False
+        self._is_leaving = False
 
     # -- what happens here
+
+    def begin(self, known: Mapping[str, bytes]) -> None:
+        """What Redis had of a call that was taken over: it takes its room, and is written again if Redis loses it."""
+        self._facts = {**known, **self._facts}
+        self._facts_bytes = sum(_size(name, value) for name, value in self._facts.items())
 
     def log(self, event: bytes) -> None:
         """An event; ignored while nobody watches."""
         if self.is_watched:
-            self._number(LogKind.EVENT, event)
+            self._enter(LogKind.EVENT, event)
 
     def sound(self, event: bytes) -> None:
         """Audio; ignored while nobody listens. Of too much the oldest is let go: nobody wants to hear it late."""
@@ -118,26 +130,29 @@ class Chronicle:
         self._sound_bytes += size
         self._add(_Entry(LogKind.AUDIO, self._next, event))
 
-    def note(self, name: str, value: bytes | None, now: float) -> None:
-        """A fact; None deletes it. One for which there is no room is left out, and what it was before goes, too."""
-        if self.is_closed:
-            return
+    def note(self, name: str, value: bytes | None, now: float) -> bool:
+        """A fact; None deletes it. False where there is no room: it is left out, and what it was before goes, too."""
+        if self.is_closed or self._is_leaving:
+            return True
         before = self._facts.pop(name, None)
         self._facts_bytes -= _size(name, before) if before is not None else 0
-        if value is not None and not self._has_room(name, value):
+        has_room = value is None or self._has_room(name, value)
+        if not has_room:
             self.counts.facts_dropped += 1
             value = None
         if value is not None:
             self._facts[name] = value
             self._facts_bytes += _size(name, value)
         if value is not None and value == before:
-            return
+            return True
         if name in self._dirty or len(self._dirty) < 2 * self._settings.facts_max:
             self._soil([name], now)
         else:
             self.counts.facts_dropped += 1  # one of very many that go
+            has_room = False
         if name == SESSION and self._owes_snapshot:
             self._snapshot()
+        return has_room
 
     def _has_room(self, name: str, value: bytes) -> bool:
         settings = self._settings
@@ -151,6 +166,17 @@ class Chronicle:
         """Write what there is as soon as Redis allows."""
         self._is_urgent = not self.is_written
 
+    def leave(self) -> None:
+        """The call is to be somebody else's: nothing more is noted. What there is is written, now.
+
+        Facts stay, for a Redis that loses them before there is another owner.
+        """
+        self._is_leaving = True
+        self.is_watched = self.is_heard = False
+        while self._sounds:
+            self._drop_sound()
+        self.hurry()
+
     def close(self) -> None:
         """The call is over, or somebody else's: nothing more is written, and nothing is kept."""
         self.is_closed = True
@@ -162,7 +188,7 @@ class Chronicle:
         self._dirty.clear()
         self._flight = None
 
-    def _number(self, kind: LogKind, body: bytes) -> None:
+    def _enter(self, kind: LogKind, body: bytes) -> None:
         number, self._next = self._next, self._next + 1
         while self._is_full and self._sounds:
             self._drop_sound()
@@ -194,7 +220,7 @@ class Chronicle:
         session = self._facts.get(SESSION)
         if session is not None:
             self._owes_snapshot = False
-            self._number(LogKind.SNAPSHOT, session)
+            self._enter(LogKind.SNAPSHOT, session)
 
     def _soil(self, names: list[str], now: float) -> None:
         if not self._dirty:
@@ -215,7 +241,7 @@ class Chronicle:
     def on_tick(self, now: float) -> bool:
         """Leases end. Says whether anything changed."""
         before = self.is_watched, self.is_heard
-        self.is_watched = not self.is_closed and now < self._watched_until
+        self.is_watched = not (self.is_closed or self._is_leaving) and now < self._watched_until
         self.is_heard = self.is_watched and now < self._heard_until
         if self.is_watched and not before[0]:
             if self._stood_still:
@@ -228,10 +254,11 @@ class Chronicle:
                 self._drop_sound()
         return (self.is_watched, self.is_heard) != before
 
-    def on_new_server(self, now: float) -> None:
-        """This Redis is another one: it may lack every fact. What it lacks of the log is a gap."""
+    def on_lost(self, now: float) -> None:
+        """Redis may lack every fact, or have what is none any more. What it lacks of the log is a gap."""
         if self._facts:
-            self._soil(list(self._facts), now)
+            self._owes_all = True
+            self._soil(sorted(self._facts, key=lambda name: name != SESSION), now)
 
     # -- what to write
 
@@ -256,8 +283,10 @@ class Chronicle:
     def _flush_due(self, now: float) -> float | None:
         if self._is_asked or self.is_written:
             return None
-        is_now = self._pending or self._flight or self._is_urgent
-        return max(self._not_before, now if is_now else self._dirty_since + self._settings.facts_seconds)
+        if self._pending or self._flight or self._is_urgent:
+            return max(self._not_before, now)
+        # The first after a quiet time waits for those that come with it only.
+        return max(self._not_before, self._dirty_since + self._settings.flush_seconds, self._facts_not_before)
 
     def flush(self, now: float, epoch: int, claim: str) -> Run | None:
         """What to write now, if it is time; until its answer is given back there is nothing more.
@@ -270,6 +299,11 @@ class Chronicle:
         is_repeat = self._flight is not None
         flight = self._flight or _Flight(self._take())
         flight.facts = self._take_facts()
+        flight.are_all, self._owes_all = self._owes_all, False
+        if flight.facts:
+            self._number += 1
+            # What had no room in this flush doesn't wait.
+            self._facts_not_before = now if self._dirty else now + self._settings.facts_seconds
         self._flight, self._is_asked = flight, True
         self._not_before = now + self._settings.flush_seconds
         entries = flight.entries
@@ -287,6 +321,8 @@ class Chronicle:
             lowest=f"{epoch}-{self._kept[0].last}" if self._is_trimmed and self._kept else "0-0",
             sound=Batch(epoch, first, told) if told and self.is_heard else None,
             facts=flight.facts,
+            number=self._number if flight.facts else 0,
+            are_all=flight.are_all,
         )
 
     def _take(self) -> list[_Entry]:
@@ -349,8 +385,9 @@ class Chronicle:
                 self._is_urgent &= not self.is_written
                 self._count(flight)
                 return self.on_interest(Ring(outcome[1], outcome[2]), now)
-            case b"" | b"behind":
+            case _:
                 self._soil(list(flight.facts), now)
+                self._owes_all |= flight.are_all
                 # It may have been heard already, and it is late.
                 heard = [entry for entry in flight.entries if entry.kind is LogKind.AUDIO]
                 self.counts.sounds_dropped += len(heard)
@@ -360,10 +397,6 @@ class Chronicle:
                 if word:
                     self._not_before = now + _PAUSE_SECONDS
                 return False
-            case _:
-                was_watched = self.is_watched
-                self.close()
-                return was_watched
 
     def _count(self, flight: _Flight) -> None:
         counts = self.counts

@@ -76,11 +76,20 @@ class Ring(NamedTuple):
     sound_ms: int
 
 
-def unpack_ring(data: bytes, *, max_bytes: int) -> Bell | Ring:
+class Look(NamedTuple):
+    """A ring on a call's channel that says only that its owner should look whether it still is: a bell of no message.
+
+    Of fanout/lua/claim.lua. To who knows it as a bell it is one that follows nothing: it reads, and learns it so.
+    """
+
+
+def unpack_ring(data: bytes, *, max_bytes: int) -> Bell | Ring | Look:
     """What came on a call's channel; anything unexpected is an EnvelopeError."""
     match _fields(data, max_bytes):
         case [b"watch", int(events_ms), int(sound_ms)]:
             return Ring(events_ms, sound_ms)
+        case [b"", b"", b"", b"", b""]:
+            return Look()
         case _:
             return Bell.unpack(data, max_bytes=max_bytes)
 

@@ -10,6 +10,7 @@ from fanout.ids import home_of
 class CallKeys:
     """All that a call has in its home Redis, in one slot, in the order in which the scripts name it."""
 
+    id: str  # of the call
     tag: str
     generation: str  # hash of the partition: which server process it was last seen on, and since when
     call: str  # hash: tenant, epoch, claim, record, state, last entry, place of the memory
@@ -25,6 +26,7 @@ class CallKeys:
     watchers: str  # hash by node: until when it watches
     feed: str  # channel: what goes into the log
     sound: str  # channel: the same, and audio between it
+    owned: str  # sorted set of the home's calls in this partition, by when their owner last said that it has them (ms)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -44,6 +46,7 @@ class CallKeys:
             self.watchers,
             self.feed,
             self.sound,
+            self.owned,
         )
 
 
@@ -58,6 +61,7 @@ class Keys:
         """The keys of a call."""
         tag = tag_of(call_id)
         return CallKeys(
+            id=call_id,
             tag=tag,
             generation=self.generation(tag),
             call=self.call_stem(tag) + call_id,
@@ -73,6 +77,7 @@ class Keys:
             watchers=f"{self._stem(tag)}:watchers:{call_id}",
             feed=f"{self._stem(tag)}:feed:{call_id}",
             sound=f"{self._stem(tag)}:sound:{call_id}",
+            owned=self.owned(tag, home_of(call_id) or ""),
         )
 
     def generation(self, tag: str) -> str:
@@ -86,6 +91,10 @@ class Keys:
     def index(self, tag: str, home: str, tenant: str) -> str:
         """See `CallKeys.index`. The home is in it since homes may share a Redis, in development."""
         return f"{self._stem(tag)}:calls:{home}:{tenant}"
+
+    def owned(self, tag: str, home: str) -> str:
+        """See `CallKeys.owned`; the home as in `index`."""
+        return f"{self._stem(tag)}:owned:{home}"
 
     def node_channel(self, tag: str, node: str) -> str:
         """Where a node hears the receipts of this partition's calls, and its own heartbeat."""

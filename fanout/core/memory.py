@@ -1,12 +1,15 @@
 """What a call must remember for a new owner: items in order, bounded, and how much of it Redis has. Pure.
 
-An entry is an item's id and bytes that are opaque here. Its position is the number of entries before it, ever; the
-oldest are forgotten first.
+An entry is an item's id and bytes that are opaque here; it is sealed once, so that a repeat is the same. Its position
+is the number of entries before it, ever; the oldest are forgotten first.
 """
 
 from typing import NamedTuple
 
 import msgspec
+
+from fanout.core.seals import CLEAR, MEMORY, CallSeal
+from fanout.errors import Unsealable
 
 _pack = msgspec.msgpack.encode
 _unpack = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
@@ -22,7 +25,8 @@ class MemoryEntry(NamedTuple):
 class Memory:
     """The owner's copy, which is what it writes from when Redis has lost it."""
 
-    def __init__(self, entries_max: int, bytes_max: int) -> None:
+    def __init__(self, entries_max: int, bytes_max: int, seal: CallSeal = CLEAR) -> None:
+        self._seal = seal
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._packed: dict[str, bytes] = {}
@@ -34,7 +38,7 @@ class Memory:
     @property
     def entries(self) -> list[bytes]:
         """What is kept, oldest first."""
-        return [_unpack(packed)[1] for packed in self._packed.values()]
+        return [self._read(packed)[1] for packed in self._packed.values()]
 
     @property
     def packed(self) -> list[bytes]:
@@ -57,7 +61,7 @@ class Memory:
         """
         if item_id in self._packed:
             return None
-        place = MemoryEntry(self.total, _pack((item_id, entry)))
+        place = MemoryEntry(self.total, self._seal.seal(MEMORY, _pack((item_id, entry))))
         self._packed[item_id] = place.packed
         self._bytes += len(place.packed)
         self.total += 1
@@ -69,11 +73,14 @@ class Memory:
         """What Redis has, for an owner that took the call over. An entry that cannot be read is left out."""
         for one in packed:
             try:
-                self._packed[_unpack(one)[0]] = one
-            except msgspec.MsgspecError:
+                self._packed[self._read(one)[0]] = one
+            except (Unsealable, msgspec.MsgspecError):
                 continue
         self._bytes = sum(map(len, self._packed.values()))
         self.total = self._stored = total
+
+    def _read(self, packed: bytes) -> tuple[str, bytes]:
+        return _unpack(self._seal.open(MEMORY, packed))
 
     def forget(self) -> None:
         """All of it."""

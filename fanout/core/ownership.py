@@ -7,13 +7,15 @@ behind never does.
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from fanout.core.envelope import Ring
 from fanout.core.inbox import Entry, Inbox, InboxCounts, Position, ReadTicket
 from fanout.core.keys import CallKeys
 from fanout.core.memory import Memory
+from fanout.core.phases import AGAIN, KEPT_ONLY, LIVE, MOVING, WRITES, Expected, Phase, Step
 from fanout.core.records import tombstone_from_stored
 from fanout.core.runs import Run
 from fanout.core.scripts import CALL_ENDED, Scripts
@@ -25,35 +27,11 @@ SETTLES_MAX = 50  # verdicts of one call in one go
 _PAUSE_MIN_MS = 50
 
 
-class Phase(Enum):
-    """Where the call stands with us."""
-
-    CLAIMING = "claiming"
-    RELEASING = "releasing"  # the answer to a take-over was lost: it may still happen, and must not
-    HELD = "held"
-    ENDING = "ending"  # the tombstone is to be written
-    ENDED = "ended"  # Redis has it
-    LOST = "lost"  # somebody else has it, or ended it
-    OFFERING = "offering"  # somebody else had it, and a new Redis may not know what we know
-
-
-class Step(NamedTuple):
-    """Something to ask of Redis; `about` is for `on_outcomes`."""
-
-    kind: str
-    run: Run
-    about: Any = None
-
-
-class Expected(NamedTuple):
-    """The claim that a take-over replaces."""
-
-    epoch: int
-    claim: str
-
-
 class Ownership:
-    """Made for a new call, or with `expected` to take one over."""
+    """Made for a new call, or with `expected` to take one over.
+
+    `is_noted` says whether Redis has all facts; they are written elsewhere, and a call is not handed over without them.
+    """
 
     def __init__(
         self,
@@ -64,6 +42,7 @@ class Ownership:
         read_entry: Callable[[str, str, bytes], Entry],
         expected: Expected | None = None,
         counts: InboxCounts | None = None,
+        is_noted: Callable[[], bool] = lambda: True,
     ) -> None:
         settings = scripts.settings
         self.record = record
@@ -72,16 +51,19 @@ class Ownership:
         self.epoch = 0  # until the claim is written
         self.claim = new_claim()
         self.inbox = Inbox(counts)
-        self.memory = Memory(settings.memory_max, settings.memory_max_bytes)
+        self.memory = Memory(settings.memory_max, settings.memory_max_bytes, scripts.seals.of(record.id))
         self.tombstone: Tombstone | None = None  # ours, or the one found in Redis
         self.refusal = ""  # why a take-over came to nothing: absent, changed, fenced, ended
         self.is_bell_unheard = False  # Redis says that nobody listens; to be cleared by who renews the subscription
+        self.known: list[bytes] | None = None  # facts of a call that was taken over; to be cleared by who takes them
         self.interest: Ring | None = None  # in the call's log, as Redis said last; to be cleared by who acts on it
         self.restores = 0
         self._scripts = scripts
         self._new_claim = new_claim
         self._read_entry = read_entry
         self._expected = expected
+        self._is_noted = is_noted
+        self._gives_up = False  # as soon as it is known to be ours, or not
         self._is_busy = False
         self._server_changes = 0
         self._asked_server = 0
@@ -117,7 +99,7 @@ class Ownership:
 
         A take-over that isn't confirmed is undone instead: the call isn't ours to end.
         """
-        if self.tombstone is not None or self.phase in {Phase.LOST, Phase.OFFERING}:
+        if self.tombstone is not None or self.is_given_up:
             return False
         self.tombstone = tombstone
         self.inbox.settle_open(wall, CALL_ENDED)
@@ -125,6 +107,20 @@ class Ownership:
             self.phase = Phase.RELEASING
         else:
             self.phase = Phase.ENDING
+        return True
+
+    def hand_over(self) -> bool:
+        """The call's client is to come back elsewhere; False if the call isn't ours to give up.
+
+        Nothing more is delivered. A take-over that isn't confirmed is undone.
+        """
+        if self.tombstone is not None or self.is_given_up:
+            return False
+        self._gives_up = True
+        if self.phase is Phase.HELD:
+            self.phase = Phase.HANDING_OVER
+        elif self._expected is not None:
+            self.phase = Phase.RELEASING
         return True
 
     def on_bell(self, entry: Entry, previous: Position, wall: float) -> list[Message]:
@@ -146,10 +142,9 @@ class Ownership:
         """This Redis is another one: it may lack our record, what we said, and what was put in."""
         self._server_changes += 1
         self._read_ticket = None
-        if self.phase is Phase.LOST and self.epoch and self.tombstone is None:
-            self.phase, self._restore = Phase.OFFERING, True
-        elif self.phase is Phase.ENDED:
-            self.phase = Phase.ENDING
+        if self.phase is not Phase.LOST or (self.epoch and self.tombstone is None):
+            self.phase = AGAIN.get(self.phase, self.phase)
+            self._restore |= self.phase is Phase.OFFERING
         self._say_all_again()
         self._refresh = True
 
@@ -161,13 +156,23 @@ class Ownership:
 
     @property
     def is_held(self) -> bool:
-        """Claimed, and not yet ended or lost."""
+        """Claimed, and not yet ended, given up or lost."""
         return self.phase is Phase.HELD
+
+    @property
+    def is_given_up(self) -> bool:
+        """By us, or by somebody else's doing."""
+        return self._gives_up or self.phase in {Phase.LOST, Phase.OFFERING}
+
+    @property
+    def may_write(self) -> bool:
+        """Whether log and facts may be written under our claim."""
+        return self.phase in WRITES
 
     @property
     def is_kept_only(self) -> bool:
         """Nothing more happens here unless Redis is replaced."""
-        return self.phase in {Phase.LOST, Phase.ENDED}
+        return self.phase in KEPT_ONLY
 
     def due(self, now: float) -> float | None:
         """When there is something to ask: now, later because of a pause, or None."""
@@ -175,6 +180,10 @@ class Ownership:
             return None
         if self.phase is Phase.HELD and (self._refresh or self._restore or self.inbox.needs_read):
             return now
+        if self.phase is Phase.HANDING_OVER:
+            if self._refresh or self._restore:
+                return now
+            return max(now, self._paused_until) if self._needs_more or self._is_noted() else None
         if self.phase in {Phase.CLAIMING, Phase.RELEASING} or self._needs_writing:
             is_told = now >= self._paused_until or self.phase is not Phase.HELD or not self.inbox.untold()
             return max(now, self._paused_until) if is_told else now
@@ -204,6 +213,10 @@ class Ownership:
                 if self._restore:
                     return [self._claim("restore", wall)]
                 return self._looks() + (self._tells() if is_paused else self._writes())
+            case Phase.HANDING_OVER:
+                if self._restore:
+                    return [self._claim("restore", wall)]
+                return self._looks() + ([] if is_paused else self._writes() or self._hand_over())
             case Phase.OFFERING if not is_paused:
                 return [self._claim("restore", wall)] if self._restore else self._writes()
             case Phase.ENDING if not is_paused:
@@ -221,7 +234,7 @@ class Ownership:
             self.keys,
             mode,
             self.claim,
-            self.record,
+            msgspec.structs.replace(self.record, state=MOVING if self._gives_up else LIVE),
             epoch=self.epoch,
             expected=self._expected or (0, ""),
             latest_ms=int(latest * 1000 + self._ahead_ms),
@@ -232,7 +245,7 @@ class Ownership:
         steps = []
         if self._refresh:
             steps.append(Step("refresh", self._scripts.refresh(self.keys, self.epoch, self.claim)))
-        if self.inbox.needs_read:
+        if self.inbox.needs_read and self.phase is Phase.HELD:
             if self._read_ticket is None:
                 self._read_after, self._read_ticket = "", self.inbox.begin_read()
             run = self._scripts.read(self.keys, self.epoch, self.claim, self._read_after)
@@ -267,6 +280,9 @@ class Ownership:
             else:
                 keep = self.memory.keep_with(verdict.memory)
         return self._scripts.settle(self.keys, self.epoch, self.claim, self.record.id, message_id, verdict, keep=keep)
+
+    def _hand_over(self) -> list[Step]:
+        return [Step("handover", self._scripts.handover(self.keys, self.epoch, self.claim))] if self._is_noted() else []
 
     def _end(self) -> Step:
         if self.tombstone is None:
@@ -324,17 +340,18 @@ class Ownership:
         self.epoch = int(outcome[1])
         if mode == "take":
             self.memory.restore(int(outcome[4]), outcome[5])
+            self.known = outcome[6]
         if self.phase is Phase.CLAIMING:
-            self.phase = Phase.HELD
+            self.phase = Phase.HANDING_OVER if self._gives_up else Phase.HELD
         self.inbox.ask_read()
 
     def _on_release(self, word: str, outcome: list[Any]) -> None:
         if self._expected is not None and word == "released":
             self._expected = Expected(int(outcome[1]), "")
-        self.claim = self._new_claim()
+        self.claim, self.epoch = self._new_claim(), 0
         self.phase = Phase.CLAIMING
-        if self.tombstone is not None:
-            self._lose("ended")
+        if self.tombstone is not None or self._gives_up:
+            self._lose("given up")
 
     def _passes(self, step: Step, word: str, outcome: list[Any], now: float) -> bool:
         """What every fenced script may answer, dealt with here; True if this step went through."""
@@ -376,6 +393,8 @@ class Ownership:
                 if place is not None:
                     self.memory.on_stored(place.position + 1)
                 self.inbox.on_written(message_id, status)
+            case "handover":
+                self.phase = Phase.HANDED_OVER
             case "end":
                 self.phase = Phase.ENDED
                 self.memory.forget()  # nobody will ask for it any more

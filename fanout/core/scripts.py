@@ -7,6 +7,7 @@ from fanout.core.keys import CallKeys, Keys
 from fanout.core.partitions import tag_of
 from fanout.core.records import pack_call, pack_error, pack_reached, pack_receipt, pack_tombstone
 from fanout.core.runs import Arg, Run
+from fanout.core.seals import CLEAR, Seals
 from fanout.core.verdicts import Verdict
 from fanout.messages import CallRecord, Receipt, Tombstone
 from fanout.settings import BusSettings
@@ -15,10 +16,14 @@ CALL_ENDED = {"code": "call_ended", "message": "The call ended before the messag
 
 
 class Scripts:
-    """One node's calls of the scripts: what its settings say is filled in."""
+    """One node's calls of the scripts: what its settings say is filled in, and facts are sealed.
 
-    def __init__(self, settings: BusSettings) -> None:
+    What comes back is as Redis keeps it: `seals` open it.
+    """
+
+    def __init__(self, settings: BusSettings, seals: Seals = CLEAR) -> None:
         self.settings = settings
+        self.seals = seals
         self.keys = Keys(settings.prefix)
         self._terms = (int(settings.settling_seconds * 1000), int(settings.rewrite_seconds * 1000))
         self._ttl_ms = int(settings.call_ttl_seconds * 1000)
@@ -79,9 +84,13 @@ class Scripts:
         """Undo a take-over whose answer was lost."""
         return self._run("release", keys, (claim,))
 
+    def handover(self, keys: CallKeys, epoch: int, claim: str) -> Run:
+        """Give the call up for who takes it over."""
+        return self._run("handover", keys, (epoch, claim))
+
     def refresh(self, keys: CallKeys, epoch: int, claim: str) -> Run:
         """Is the call still ours, and what did its inbox have last; its keys live on."""
-        return self._run("refresh", keys, (epoch, claim, self._ttl_ms))
+        return self._run("refresh", keys, (epoch, claim, keys.id, self._ttl_ms))
 
     def read(self, keys: CallKeys, epoch: int, claim: str, after: str) -> Run:
         """A part of the inbox."""
@@ -108,8 +117,8 @@ class Scripts:
         """Write the whole memory."""
         return self._run("rewrite", keys, (epoch, claim, self._ttl_ms, total, *entries))
 
-    def end(self, keys: CallKeys, epoch: int, claim: str, tombstone: Tombstone) -> Run:
-        """Tombstone, terminal receipts, and the living keys go."""
+    def end(self, keys: CallKeys, epoch: int, claim: str, tombstone: Tombstone, *, owned_ms: str = "") -> Run:
+        """Tombstone, terminal receipts, and the living keys go. `owned_ms`: of an orphan, as `orphans` found it."""
         packed, error = pack_tombstone(tombstone), pack_error(CALL_ENDED)
         settings = self.settings
         return self._run(
@@ -125,6 +134,7 @@ class Scripts:
                 settings.node,
                 settings.region,
                 self._kept_ms,
+                owned_ms,
             ),
         )
 
@@ -138,9 +148,15 @@ class Scripts:
         lowest: str,
         sound: Batch | None,
         facts: Mapping[str, bytes | None],
+        number: int = 0,
+        are_all: bool = False,
     ) -> Run:
-        """Write a batch of the log, its sound, and facts; `lowest` is the oldest position to keep, a fact None goes."""
-        kept = [(name, value) for name, value in facts.items() if value is not None]
+        """Write a batch of the log, its sound, and facts; `lowest` is the oldest position to keep, a fact None goes.
+
+        `number` counts the flushes with facts from 1; `are_all` says that there are no other facts.
+        """
+        seal = self.seals.of(keys.id)
+        kept = [(name, seal.seal(name, value)) for name, value in facts.items() if value is not None]
         return self._run(
             "log",
             keys,
@@ -148,7 +164,7 @@ class Scripts:
                 *(epoch, claim, self._ttl_ms),
                 *((batch.id, batch.pack(), lowest) if batch else ("", "", "")),
                 sound.pack() if sound else "",
-                len(kept),
+                *(number, int(are_all), len(kept)),
                 *(part for fact in kept for part in fact),
                 *(name for name, value in facts.items() if value is None),
             ),
@@ -182,6 +198,13 @@ class Scripts:
         start, call_id = (repr(after[0]), after[1]) if after else ("", "")
         keys = (self.keys.generation(tag), self.keys.index(tag, home, tenant))
         return Run("list", tag, keys, (*self._terms, self.keys.call_stem(tag), limit, start, call_id))
+
+    def orphans(self, tag: str, home: str) -> Run:
+        """Calls of one partition whose owner hasn't said for a while that it has them."""
+        settings = self.settings
+        late_ms = int((settings.sweep_seconds + settings.margin_seconds) * 1000)
+        keys = (self.keys.generation(tag), self.keys.owned(tag, home))
+        return Run("orphans", tag, keys, (*self._terms, self.keys.call_stem(tag), late_ms, settings.orphans_max))
 
     def alive(self, node: str) -> Run:
         """Which boot of a node has a heartbeat."""

@@ -1,9 +1,10 @@
 -- Write a call's record: for a new call, for an owner that found it missing or lower, or to take the call over.
 -- ARGS: 1 fresh, restore or take, 2 claim, 3 epoch (restore), 4 and 5 epoch and claim expected to be replaced (take),
 --       6 latest time in ms, 7 call id, 8 tenant, 9 state, 10 record, 11 start (seconds), 12 ttl in ms
+-- A take-over rings the bell, without a message: whoever had the call looks at once.
 -- Returns held (epoch, ms left of the longest lease of a watcher, and of one that wants sound; of a take-over also the
--- entries ever remembered, and the memory), fenced (epoch), ended (tombstone), absent, unknown, settling (ms left),
--- late (Redis's time in ms) or changed (epoch, claim).
+-- entries ever remembered, the memory, and the facts as names and values), fenced (epoch), ended (tombstone), absent,
+-- unknown, settling (ms left), late (Redis's time in ms) or changed (epoch, claim).
 local mode, claim, tenant = ARGS[1], ARGS[2], ARGS[8]
 local ended = redis.call('HMGET', TOMBSTONE, 'tenant', 'record')
 if ended[1] then
@@ -34,13 +35,16 @@ else
   epoch = math.max(NOW_MS, tonumber(held[1]) + 1)
 end
 redis.call('HSET', CALL, 'epoch', digits(epoch), 'claim', claim, 'tenant', tenant, 'state', ARGS[9], 'record', ARGS[10])
-redis.call('HDEL', CALL, 'session') -- of the reservation, which this call was
+redis.call('HDEL', CALL, 'session', 'moved_at') -- of the reservation, which this call was; of who gave it up
+if held[2] ~= claim then redis.call('HDEL', CALL, 'facts_at') end -- each claim numbers its own
 redis.call('ZADD', INDEX, ARGS[11], ARGS[7])
-for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX, LOG, FACTS}) do
+redis.call('ZADD', OWNED, digits(NOW_MS), ARGS[7])
+for _, key in ipairs({CALL, INBOX, RECEIPTS, MEMORY, SETTLED, INDEX, LOG, FACTS, OWNED}) do
   redis.call('PEXPIRE', key, ARGS[12])
 end
 local events_left, sound_left = interest()
 if mode ~= 'take' then return {'held', digits(epoch), events_left, sound_left} end
+redis.call('SPUBLISH', BELL, cmsgpack.pack({VERSION, '', '', '', '', ''}))
 -- In the same step: an owner that had the claim without the memory could lose it to a Redis that comes back empty.
 local memory_at, memory = redis.call('HGET', CALL, 'memory_at') or '0', redis.call('LRANGE', MEMORY, 0, -1)
-return {'held', digits(epoch), events_left, sound_left, memory_at, memory}
+return {'held', digits(epoch), events_left, sound_left, memory_at, memory, redis.call('HGETALL', FACTS)}

@@ -1,13 +1,13 @@
 -- What every script of the bus shares; put before each of them. A script touches the keys of one hash tag only.
 -- KEYS[1]: the partition's generation. ARGV: 1 run id of this server, 2 settling in ms, 3 rewriting in ms.
 -- KEYS of a call, in the scripts that have one: 2 call, 3 inbox, 4 receipts, 5 tombstone, 6 memory, 7 settled, 8 index,
--- 9 bell channel, 10 log, 11 facts, 12 watchers, 13 feed channel, 14 sound channel. Channels in a receipt's `tell` carry
--- the same tag, but are not declared.
+-- 9 bell channel, 10 log, 11 facts, 12 watchers, 13 feed channel, 14 sound channel, 15 owned. Channels in a receipt's
+-- `tell` carry the same tag, but are not declared.
 -- Every answer is a list whose first element says how it went; every script may be repeated.
 local VERSION = 1
 local RANK = {accepted = 0, delivered = 1, applied = 2, answered = 3, failed = 3, expired = 3, rejected = 3}
 local GENERATION, CALL, INBOX, RECEIPTS, TOMBSTONE, MEMORY, SETTLED, INDEX, BELL = unpack(KEYS)
-local LOG, FACTS, WATCHERS, FEED, SOUND = unpack(KEYS, 10)
+local LOG, FACTS, WATCHERS, FEED, SOUND, OWNED = unpack(KEYS, 10)
 local ARGS = {unpack(ARGV, 4)}
 
 local TIME = redis.call('TIME')
@@ -54,6 +54,11 @@ local function fence(epoch, claim)
   if held[2] == claim and held[1] == epoch then return {'held'} end
   if held[1] and is_above(held[1], held[2], epoch, claim) then return {'fenced', held[1]} end
   return {'behind'}
+end
+
+-- Nobody owns the call from now on, and it waits for its client. Its epoch stays, so that no older owner writes.
+local function give_up()
+  redis.call('HSET', CALL, 'claim', '', 'state', 'moving', 'moved_at', digits(NOW_MS))
 end
 
 local function is_terminal(receipt)

@@ -24,6 +24,8 @@ from ops.bench.processes import (
     running_redis,
 )
 from ops.bench.report import rows, table
+from ops.bench.resume import WAYS, ResumeBench, ResumeShape
+from ops.bench.resume_report import resume_note, resume_table
 from ops.bench.runs import Bench, Contender, Shape, rounds
 from ops.bench.side import MODES, SideBench, SideShape
 from ops.bench.side_report import side_note, side_table
@@ -32,11 +34,14 @@ from ops.bench.site import Site
 _UPSTREAMS: Final = ("plain", "tls")
 _BUS: Final = "bus"
 _SIDE: Final = "side"
+_RESUME: Final = "resume"
 _AT_ONCE: Final = (1, 50)
 _DIRECT: Final = "direct"
 _WINDOWS: Final = 5  # relay, aiohttp, picows, direct in each round; the scraped one once, counted as a full round
 _AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream and for the bus
 _AROUND_SIDE_SECONDS: Final = 20.0  # the same for the side legs
+_AROUND_RESUMES_SECONDS: Final = 20.0
+_RESUME_SECONDS: Final = 1.0  # of one call, its beginning included
 _PATIENCE: Final = 2.0  # how much longer than planned it may take
 
 
@@ -46,13 +51,14 @@ class Shapes(NamedTuple):
     plain: Shape
     bus: BusShape
     side: SideShape
+    resume: ResumeShape
 
 
 def main() -> int:
     """Run the benchmark; returns the process's exit code."""
     options = _options()
-    shapes = Shapes(_shape(options), _bus_shape(options), _side_shape(options))
-    kinds = [options.only] if options.only else [*_UPSTREAMS, _BUS, _SIDE]
+    shapes = Shapes(_shape(options), _bus_shape(options), _side_shape(options), _resume_shape(options))
+    kinds = [options.only] if options.only else [*_UPSTREAMS, _BUS, _SIDE, _RESUME]
     raise_file_limit()
     limit = _PATIENCE * sum(_planned_seconds(kind, shapes) for kind in kinds)
     try:
@@ -78,6 +84,9 @@ def _show(results: dict[str, Any], shapes: Shapes) -> None:
         print(bus_table(place, shapes.bus, found), bus_note(found), sep="\n\n", end="\n\n")
     if results["side"]:
         print(side_table(shapes.side, results["side"]), side_note(results["side"]), sep="\n\n", end="\n\n")
+    if results["resume"]:
+        found = results["resume"]
+        print(resume_table(shapes.resume, found), resume_note(found), sep="\n\n", end="\n\n")
 
 
 def _options() -> argparse.Namespace:
@@ -89,7 +98,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--idle", type=int, help="calls in the memory measurement (500)")
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn; medians are shown (2)")
     parser.add_argument(
-        "--only", choices=(*_UPSTREAMS, _BUS, _SIDE), help="one kind of upstream, the bus, the side legs"
+        "--only",
+        choices=(*_UPSTREAMS, _BUS, _SIDE, _RESUME),
+        help="one kind of upstream, the bus, the side legs, the resumes",
     )
     parser.add_argument("--quick", action="store_true", help="a look of a minute, whose figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -129,8 +140,14 @@ def _side_shape(options: argparse.Namespace) -> SideShape:
     )
 
 
+def _resume_shape(options: argparse.Namespace) -> ResumeShape:
+    return ResumeShape(resumes=10 if options.quick else 60, calls=options.calls or 10)
+
+
 def _planned_seconds(kind: str, shapes: Shapes) -> float:
-    shape, bus_shape, side_shape = shapes
+    shape, bus_shape, side_shape, resume_shape = shapes
+    if kind == _RESUME:
+        return len(WAYS) * resume_shape.resumes * _RESUME_SECONDS + _AROUND_RESUMES_SECONDS
     if kind == _SIDE:
         windows = len(MODES) * side_shape.rounds
         return windows * (side_shape.seconds + side_shape.warm_up_seconds) + _AROUND_SIDE_SECONDS
@@ -158,6 +175,7 @@ async def _run(shapes: Shapes, kinds: list[str]) -> dict[str, Any]:
         bus = BusBench(shapes.bus, load, model, site, home)
         places = {place.name: await bus.measure(place) for place in PLACES} if _BUS in kinds else {}
         side = await SideBench(shapes.side, load, model, site, home).measure() if _SIDE in kinds else {}
+        resume = await ResumeBench(shapes.resume, site, home).measure() if _RESUME in kinds else {}
     return {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -169,6 +187,8 @@ async def _run(shapes: Shapes, kinds: list[str]) -> dict[str, Any]:
         "bus": places,
         "side_shape": asdict(shapes.side),
         "side": side,
+        "resume_shape": asdict(shapes.resume),
+        "resume": resume,
     }
 
 

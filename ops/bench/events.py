@@ -16,6 +16,8 @@ SESSION_CREATED: Final = (
     b'{"type":"session.created","event_id":"event_bench","session":{"type":"realtime","object":"realtime.session",'
     b'"id":"sess_bench","model":"bench","output_modalities":["audio"]}}'
 )
+UPDATE: Final = b'{"type":"session.update"'
+SESSION_UPDATED: Final = SESSION_CREATED.replace(b"session.created", b"session.updated")
 SMALL_APPEND: Final = b'{"type":"input_audio_buffer.append","audio":"AAAA"}'
 
 

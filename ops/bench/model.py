@@ -1,6 +1,7 @@
 """`python -m ops.bench.model`: the upstream of all calls, as cheap as it can be. Says `session.created`, then audio.
 
 It parses no audio: what it did beside counting would be taken from the bridge that is measured on the same machine.
+It takes every `session.update`, and changes nothing for it.
 Where the bus is measured it takes the items that are put into its conversations.
 """
 
@@ -10,13 +11,15 @@ from typing import Any, Final
 
 from picows import WSFrame, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
-from ops.bench.events import APPEND, DELTA, SESSION_CREATED, WORDS
+from ops.bench.events import APPEND, DELTA, SESSION_CREATED, SESSION_UPDATED, UPDATE, WORDS
 from ops.bench.messages import CREATE, Items
 from ops.bench.orders import Order, run_peer
 from ops.bench.traffic import Arrivals, Connection, Pacer
+from ops.bench.turns import Turns
 
 _STAMP_EVERY: Final = 1  # there are few of them
 _BACKLOG: Final = 1024
+_AUDIO_BYTES: Final = 1200
 
 
 class _Call(Connection):
@@ -31,6 +34,13 @@ class _Call(Connection):
         super().on_ws_connected(transport)
         self._live.append(self)
         transport.send(WSMsgType.TEXT, SESSION_CREATED)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """A frame; audio comes with more bytes than what else is looked for."""
+        if frame.payload_size < _AUDIO_BYTES and frame.get_payload_as_bytes().startswith(UPDATE):
+            transport.send(WSMsgType.TEXT, SESSION_UPDATED)
+        else:
+            super().on_ws_frame(transport, frame)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """Forget the call."""
@@ -65,6 +75,7 @@ class _Model:
         self._items = Items()
         self._pacer = Pacer(DELTA, self._live, _STAMP_EVERY)
         self._words = Pacer(WORDS, self._live, _STAMP_EVERY)
+        self._turns = Turns(self._live)
 
     async def listen(self, cert: str | None, key: str | None, takes_items: bool = False) -> int:
         """Open a port, with TLS if there is a certificate."""
@@ -86,17 +97,27 @@ class _Model:
     def _accept_items(self, _: WSUpgradeRequest) -> Connection:
         return _ItemCall(self._arrivals, self._live, self._items)
 
-    def stream(self, rate: float, words: float = 0.0) -> None:
-        """Begin to speak: so many frames of audio, and of its transcript, a second on all calls together."""
+    def stream(self, rate: float, words: float = 0.0, turn_seconds: float = 0.0) -> None:
+        """Begin to speak: so many frames of audio, and of its transcript, a second on all calls together.
+
+        With ``turn_seconds`` it tells of a turn on each call in so many seconds.
+        """
         self._pacer.start(rate)
         if words:
             self._words.start(words)
+        if turn_seconds:
+            self._turns.start(turn_seconds)
 
     def still(self) -> dict[str, int]:
         """Stop speaking; returns how many frames were sent since `stream`."""
         self._pacer.stop()
         self._words.stop()
+        self._turns.stop()
         return {"audio": self._pacer.frames, "words": self._words.frames}
+
+    def told(self) -> int:
+        """Return how many events of turns were sent since `stream`."""
+        return self._turns.events
 
     def begin(self) -> None:
         """Open a window."""
@@ -114,7 +135,7 @@ class _Model:
 
 def _orders() -> tuple[Order, ...]:
     model = _Model()
-    return (model.listen, model.stream, model.still, model.begin, model.end, model.items)
+    return (model.listen, model.stream, model.told, model.still, model.begin, model.end, model.items)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,11 @@ async def running_peer(name: str, module: str, folder: Path) -> AsyncIterator[Pe
 
 @asynccontextmanager
 async def running_server(
-    name: str, arguments: Sequence[str], env: Mapping[str, str], folder: Path
+    name: str, arguments: Sequence[str], env: Mapping[str, str], folder: Path, *, bridge: bool = True
 ) -> AsyncIterator[Server]:
     """Run a Python module that takes ``--ready-file``; it is ready when the block begins.
+
+    It has the bridges' CPU, unless it is none.
 
     Raises:
         ChildFailed: it ended or took too long.
@@ -95,7 +97,7 @@ async def running_server(
     log, ready = folder / f"{name}.log", folder / f"{name}.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", *arguments, "--ready-file", str(ready)]
-    async with _running(command, env, log, stdout=None, bridge=True) as process:
+    async with _running(command, env, log, stdout=None, bridge=bridge) as process:
         until = time.monotonic() + _START_SECONDS
         while not ready.exists():
             if process.returncode is not None or time.monotonic() > until:

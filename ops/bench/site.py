@@ -4,7 +4,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -28,10 +28,12 @@ class Site:
         subprocess.run([sys.executable, "-m", "relay", "cert", str(folder)], check=True, capture_output=True)
 
     @asynccontextmanager
-    async def relay(self, upstream: str, name: str = "relay", **settings: str) -> AsyncIterator[Contender]:
+    async def relay(
+        self, upstream: str, name: str = "relay", program: Sequence[str] = ("relay", "serve"), **settings: str
+    ) -> AsyncIterator[Contender]:
         """Run a relay node with everything on: tokens, Redis, metrics, verified certificates.
 
-        ``settings`` are further variables; the headers that its callers send allow them to publish, too.
+        ``settings`` are further variables; the headers that its callers send allow them to publish and to mint, too.
         """
         env = {
             "RELAY_NODE": name,
@@ -44,8 +46,8 @@ class Site:
             "RELAY_UPSTREAM_CA": str(self.cert),
             "RELAY_DRAIN_SECONDS": "0",  # where the benchmark fails, calls are left
         }
-        async with running_server(name, ["relay", "serve"], env | settings, self.folder) as server:
-            claims = {"tenant": "bench", "scope": ["call", "control"], "exp": int(time.time()) + 86400}
+        async with running_server(name, program, env | settings, self.folder) as server:
+            claims = {"tenant": "bench", "scope": ["call", "control", "mint"], "exp": int(time.time()) + 86400}
             token = jwt.encode(claims, self._secret, algorithm="HS256")
             yield _contender(name, server, {"Authorization": f"Bearer {token}"})
 

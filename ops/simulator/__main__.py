@@ -31,7 +31,9 @@ def main() -> None:
         certfile=options.certfile,
         keyfile=options.keyfile,
         behaviour=Behaviour(
-            pace=Pace(options.speed, options.chunk_ms, options.delay_seconds), session_seconds=options.session_seconds
+            pace=Pace(options.speed, options.chunk_ms, options.delay_seconds),
+            session_seconds=options.session_seconds,
+            transcription_ms=options.transcription_ms,
         ),
     )
     uvloop.run(_run(settings, options.ready_file))
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--delay-seconds", type=float, default=0.05, help="before an answer's first event")
     parser.add_argument("--session-seconds", type=_positive, default=3600.0, help="a session's longest life")
+    parser.add_argument("--transcription-ms", type=float, default=0.0, help="a turn's transcript comes so much later")
     return parser
 
 

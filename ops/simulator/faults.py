@@ -1,6 +1,7 @@
 """What may be made to go wrong with a connection, as data: parsed from text or JSON, with a bound on every number.
 
-A fault acts at the door (`refuse`, `hang`, `slow_open`), all along (`expire`, `fail`, `null_ids`), or once, when its
+A fault acts at the door (`refuse`, `hang`, `slow_open`), all along (`expire`, `fail`, `null_ids`, `refuse_items`,
+`transcription_ms`), or once, when its
 trigger has come: `after` seconds, or `events` sent, whichever is first; at once if neither is given.
 """
 
@@ -42,6 +43,8 @@ class Fault:
     expire: float | None = None  # the session expires after so many seconds
     fail: str | None = None  # every response fails with this code
     null_ids: bool = False  # errors don't name the client event they answer
+    refuse_items: int = 0  # so many created items are refused, from the first on, as if by a failure of the server
+    transcription_ms: float = 0.0  # a turn's transcript comes so much later than the turn
     after: float | None = None
     events: int | None = None
 
@@ -65,7 +68,13 @@ class Fault:
 
 NO_FAULT = Fault()
 _KINDS = {each.name: str(each.type) for each in fields(Fault)}
-_RANGES: dict[str, tuple[float, float]] = {"refuse": (300, 599), "close": (1000, 4999), "events": (0, 1_000_000)}
+_RANGES: dict[str, tuple[float, float]] = {
+    "refuse": (300, 599),
+    "close": (1000, 4999),
+    "events": (0, 1_000_000),
+    "refuse_items": (0, 1_000_000),
+    "transcription_ms": (0, MAX_SECONDS * 1000),
+}
 
 
 def read_text(text: str) -> Fault:

@@ -112,6 +112,9 @@ class Record:
                 "text": item.text()[:MAX_TEXT],
                 "call_id": item.body.get("call_id"),
                 "name": item.body.get("name"),
+                "arguments": item.body.get("arguments"),
+                "output": item.body.get("output"),
+                "content": [part["type"] for part in item.body.get("content", ())],
                 "audio_ms": sum(clip.ms for clip in item.clips.values()),
             }
             for item in self.session.conversation

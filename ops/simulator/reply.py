@@ -1,7 +1,8 @@
 """Decides what the simulated model answers: it parrots speech, quotes text, and calls tools.
 
 A pure function of what is new in the conversation and of the settings. The words are chosen so that a test can see what
-reached the model: injected system messages and tool outputs are quoted. Words also steer it: `talk for 3 seconds` makes
+reached the model: injected system messages and tool outputs are quoted, and a turn that was restored by its transcript
+is answered as the spoken one would be. Words also steer it: `talk for 3 seconds` makes
 a spoken answer that long, naming tools calls them, and `first say` makes it speak before it calls.
 """
 
@@ -19,6 +20,8 @@ from ops.simulator.speech import Clip, Format, beeps
 QUOTE_LIMIT = 2_000  # a transcript is streamed word by word: don't stream 256,000 characters of them
 MAX_CALLS = 8  # in one response
 MAX_TALK_MS = 60_000
+ANCHOR = "relay_anchor_"  # how the id of a system message begins that tells a rebuilt session where it is
+_TRANSCRIPT = re.compile(r"(\d+\.\d) seconds of speech\.")
 _TALK_FOR = re.compile(r"\btalk for (\d{1,9}(?:\.\d{1,9})?) ?s(?:ec(?:ond)?s?)?\b")
 
 
@@ -50,8 +53,23 @@ Part = Say | Call
 Plan = tuple[Part, ...] | Fail  # the output items of a response in order; at least one
 
 
+def transcript_of(spoken_ms: int) -> str:
+    """What the simulator's transcription makes of a turn."""
+    return f"{spoken_ms / 1000:.1f} seconds of speech."
+
+
+def spoken_ms_of(transcript: str) -> int:
+    """How long the turn was whose transcript this is; 0 for other words."""
+    found = _TRANSCRIPT.fullmatch(transcript)
+    return 0 if found is None else round(float(found[1]) * 1000)
+
+
 def plan(new: Sequence[Item], config: dict[str, Any], *, tool_was_answered: bool, echo_cap_ms: int) -> Plan:
-    """The answer to the items that no response has seen yet; `config` has the shape of a response object."""
+    """The answer to the items that no response has seen yet; `config` has the shape of a response object.
+
+    A relay's re-anchor item is no prompt: the answer is what it would be without it.
+    """
+    new = [item for item in new if not item.id.startswith(ANCHOR)]
     calls = tuple(
         Call(tool["name"], json.dumps(_example(tool.get("parameters") or {})))
         for tool in _tools_to_call(new, config, tool_was_answered)
@@ -90,7 +108,7 @@ def _words(new: Sequence[Item], instructions: str | None) -> str:
         elif item.kind == "system":
             aside.append(f"(system: {quoted})")
         elif item.kind == "user" and (item.spoken is not None or item.spoken_ms):
-            said.append(f"You said {item.spoken_ms / 1000:.1f} seconds of speech.")
+            said.append(f"You said {transcript_of(item.spoken_ms)}")
         elif item.kind == "user":
             said.append(f"You said: {quoted}" if quoted else "You sent something that has no words.")
     if instructions:

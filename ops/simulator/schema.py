@@ -12,13 +12,16 @@ Check = Callable[[Any, str], None]
 
 
 class ClientError(Exception):
-    """What a client did wrong, in the words of an `error` event."""
+    """What a client did wrong (or is told so, where `kind` is `server_error`), in the words of an `error` event."""
 
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, param: str | None = None, *, kind: str = "invalid_request_error"
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self.kind = kind
 
 
 def anything(value: Any, path: str) -> None:

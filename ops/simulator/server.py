@@ -167,6 +167,8 @@ class Simulator:
             behaviour,
             fail_code=fault.fail or behaviour.fail_code,
             anonymous_errors=fault.null_ids or behaviour.anonymous_errors,
+            refuse_items=fault.refuse_items or behaviour.refuse_items,
+            transcription_ms=fault.transcription_ms or behaviour.transcription_ms,
         )
         now, wall = asyncio.get_running_loop().time(), self._settings.wall_clock()
         session = Session(request.query["model"], behaviour, _new_id, now=now, wall=wall)

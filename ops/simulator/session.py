@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,14 @@ from ops.simulator import config, validate
 from ops.simulator.conversation import Conversation, Item
 from ops.simulator.listening import Heard, InputBuffer, SpeechStarted, SpeechStopped
 from ops.simulator.output import Pace
-from ops.simulator.reply import Fail, Plan, plan
+from ops.simulator.reply import Fail, Plan, plan, spoken_ms_of, transcript_of
 from ops.simulator.response import Response, tokens
 from ops.simulator.schema import ClientError
 from ops.simulator.speech import Clip, Format
 
 Event = dict[str, Any]
 MIN_COMMIT_MS = 100
+MAX_TRANSCRIPTIONS = 64  # under way; beyond that the oldest is done at once
 MAX_OUT_OF_BAND = 32  # responses beside the conversation, at the same time
 
 
@@ -34,6 +36,8 @@ class Behaviour:
     echo_cap_ms: int = 15_000
     session_seconds: float = 3600.0
     fail_code: str | None = None  # every response fails with this code
+    refuse_items: int = 0  # so many created items are refused, from the first on
+    transcription_ms: float = 0.0  # a turn's transcript comes so much later than the turn
     anonymous_errors: bool = False  # errors don't say which client event they answer, as some of OpenAI's don't
 
 
@@ -59,6 +63,8 @@ class Session:
         self._active: Response | None = None
         self._out_of_band: dict[str, Response] = {}
         self._unanswered: list[Item] = []
+        self._transcribing: deque[tuple[float, Item, Clip, Event]] = deque()  # when it is done, of what, settings
+        self._items_to_refuse = behaviour.refuse_items
         self._cached = (0, 0)  # text and audio tokens that an earlier response has seen
         self._has_spoken = False
         self._idle_from_ms: int | None = None  # since when the person is silent after an answer
@@ -85,7 +91,7 @@ class Session:
             validate.check(event)
             _HANDLERS[event["type"]](self, event, now)
         except ClientError as error:
-            self.error(error.code, error.message, error.param, event_id)
+            self.error(error.code, error.message, error.param, event_id, error.kind)
         return self.take()
 
     def tick(self, now: float) -> list[Event]:
@@ -95,6 +101,7 @@ class Session:
             self.error("session_expired", text)
             self.closing = Close(1001, text)
         if self.closing is None:
+            self._finish_transcripts(now)
             for response in self._responses():
                 response.advance(now)
             self._forget_finished()
@@ -104,7 +111,8 @@ class Session:
         """When `tick` is due."""
         if self.closing is not None:
             return math.inf
-        return min([self._expires_at, *(each.due for each in self._responses() if each.due is not None)])
+        transcript_at = self._transcribing[0][0] if self._transcribing else math.inf
+        return min(self._expires_at, transcript_at, *(each.due for each in self._responses() if each.due is not None))
 
     def error(
         self, code: str, message: str, param: str | None = None, event_id: str | None = None, kind: str | None = None
@@ -143,7 +151,7 @@ class Session:
         item_id = self._speech_item_id or self._new_id("item")
         self._speech_item_id = None
         self._emit("input_audio_buffer.speech_stopped", audio_end_ms=heard.at_ms, item_id=item_id)
-        self._commit(item_id, heard)
+        self._commit(item_id, heard, now)
         if detection.get("create_response"):
             self._auto_respond(now)
 
@@ -157,18 +165,25 @@ class Session:
         item_id = self._speech_item_id or self._new_id("item")
         self._speech_item_id = None
         clip = self._input.commit()
-        self._commit(item_id, SpeechStopped(self._input.received_ms, clip, clip, clip.ms))
+        self._commit(item_id, SpeechStopped(self._input.received_ms, clip, clip, clip.ms), now)
 
-    def _commit(self, item_id: str, turn: SpeechStopped) -> None:
+    def _commit(self, item_id: str, turn: SpeechStopped, now: float) -> None:
         self._emit("input_audio_buffer.committed", item_id=item_id, previous_item_id=self.conversation.last_id)
         item = self._user_audio_item(item_id, turn)
         self._add(item)
         settings = self.config["audio"]["input"]["transcription"]
         if settings is not None:
-            self._transcribe(item, turn.clip, settings)
+            self._transcribing.append((now + self._behaviour.transcription_ms / 1000, item, turn.clip, settings))
+            self._finish_transcripts(now)
+
+    def _finish_transcripts(self, now: float) -> None:
+        while self._transcribing and (self._transcribing[0][0] <= now or len(self._transcribing) > MAX_TRANSCRIPTIONS):
+            _, item, clip, settings = self._transcribing.popleft()
+            if item.id in self.conversation:
+                self._transcribe(item, clip, settings)
 
     def _transcribe(self, item: Item, clip: Clip, settings: Event) -> None:
-        transcript = f"{item.spoken_ms / 1000:.1f} seconds of speech."
+        transcript = transcript_of(item.spoken_ms)
         item.body["content"][0]["transcript"] = transcript
         kind = "conversation.item.input_audio_transcription"
         audio, text = max(clip.ms // 100, 1), -(-len(transcript) // 4)
@@ -201,6 +216,11 @@ class Session:
     # -- items ---------------------------------------------------------------------------------------------------
 
     def _on_item_create(self, event: Event, now: float) -> None:
+        if self._items_to_refuse > 0:
+            self._items_to_refuse -= 1
+            raise ClientError(
+                "server_error", "The simulator was told to refuse this item.", "item", kind="server_error"
+            )
         self._add(self._item(event["item"]), event.get("previous_item_id"))
 
     def _item(self, wanted: Event) -> Item:
@@ -215,12 +235,14 @@ class Session:
         item = Item({**body, "role": wanted["role"], "content": []})
         for index, part in enumerate(wanted["content"]):
             kept = {key: value for key, value in part.items() if key not in ("audio", "image_url")}
-            if part["type"] in ("input_audio", "output_audio"):
+            if part["type"] == "input_audio":
                 kept.setdefault("transcript", None)
             if part["type"] == "input_audio" and "audio" in part:
                 clip = Clip(self._input.format, _audio(part["audio"], f"item.content[{index}].audio"))
                 item.clips[index] = item.spoken = clip
                 item.spoken_ms += clip.ms
+            elif wanted["role"] == "user":
+                item.spoken_ms += spoken_ms_of(kept.get("text") or kept.get("transcript") or "")
             item.body["content"].append(kept)
         return item
 
@@ -238,7 +260,7 @@ class Session:
         self._emit("conversation.item.done", previous_item_id=before, item=item.wire())
         if item.kind in ("assistant", "function_call"):
             # A client that rebuilds a conversation: what stands before an answer is answered.
-            self._unanswered = [each for each in self._unanswered if each.kind == "system"]
+            self._unanswered = []
         else:
             self._unanswered.append(item)
 

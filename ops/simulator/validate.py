@@ -154,6 +154,14 @@ _ITEM_COMMON: dict[str, Check] = {
     "status": nullable(one_of("completed", "incomplete", "in_progress")),
 }
 _INPUT_TEXT = record({"type": anything, "text": text(TEXT_LIMIT)})
+
+
+def _refuse_spoken(value: Any, path: str) -> None:
+    """An answer's history can be given as text only."""
+    message = "Assistant audio cannot be populated: give what the assistant said as 'output_text'."
+    raise ClientError("invalid_value", message, f"{path}.type")
+
+
 _CONTENT: dict[str, dict[str, Check]] = {
     "system": {"input_text": _INPUT_TEXT},
     "user": {
@@ -163,7 +171,7 @@ _CONTENT: dict[str, dict[str, Check]] = {
     },
     "assistant": {
         "output_text": record({"type": anything, "text": text(TEXT_LIMIT)}),
-        "output_audio": record({"type": anything}, {"transcript": nullable(_any_text), "audio": nullable(_any_text)}),
+        "output_audio": _refuse_spoken,
     },
 }
 _MESSAGE = tagged(

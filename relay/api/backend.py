@@ -40,7 +40,7 @@ from relay.api.schema import (
     Waiting,
 )
 from relay.call import Services
-from relay.tokens import LEEWAY_SECONDS, mint
+from relay.tokens import LEEWAY_SECONDS, RESUME_SECONDS, mint
 
 
 class Backend:
@@ -179,6 +179,7 @@ class Backend:
             call=call_id,
             jti=secrets.token_hex(16),
             session=bool(session),
+            resume_seconds=RESUME_SECONDS,
         )
         answer = {
             "value": f"ek_{value}",

@@ -7,14 +7,14 @@ events mean is ``relay.core.conversation``'s to say.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 from relay.core import realtime
 from relay.core.actions import Action, End, Passed, Pause, Resume, Send, Side, Sound
-from relay.core.conversation import Conversation
+from relay.core.conversation import Conversation, Gone
 from relay.core.endings import Why, ended
 from relay.core.frames import Opcode
 from relay.core.gate import Gate
@@ -23,12 +23,20 @@ from relay.core.realtime import ClientEvent, NotAnEvent
 
 
 class Phase(Enum):
-    """Where a call is."""
+    """Where a call is: whether it has a model leg, and whether its client is there."""
 
     DIALLING = auto()  # no model leg yet: what the client sends is held
     ANNOUNCING = auto()  # the model leg is open, the call not registered yet: what the model sends is held
     OPEN = auto()
+    REDIALLING = auto()  # the model leg is lost: what the client sends is held
+    AWAY = auto()  # the client is gone and may come back: what the model sends is held
+    ALONE = auto()  # both
     ENDED = auto()
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model leg."""
+        return self in {Phase.ANNOUNCING, Phase.OPEN, Phase.AWAY}
 
 
 class Step(Enum):
@@ -36,13 +44,19 @@ class Step(Enum):
 
     MODEL_OPENED = auto()
     ANNOUNCED = auto()
+    MODEL_LOST = auto()
+    CLIENT_LOST = auto()
+    CLIENT_BACK = auto()
     ENDED = auto()
 
 
 TRANSITIONS: Final[dict[Phase, dict[Step, Phase]]] = {
     Phase.DIALLING: {Step.MODEL_OPENED: Phase.ANNOUNCING, Step.ENDED: Phase.ENDED},
-    Phase.ANNOUNCING: {Step.ANNOUNCED: Phase.OPEN, Step.ENDED: Phase.ENDED},
-    Phase.OPEN: {Step.ENDED: Phase.ENDED},
+    Phase.ANNOUNCING: {Step.ANNOUNCED: Phase.OPEN, Step.MODEL_LOST: Phase.DIALLING, Step.ENDED: Phase.ENDED},
+    Phase.OPEN: {Step.MODEL_LOST: Phase.REDIALLING, Step.CLIENT_LOST: Phase.AWAY, Step.ENDED: Phase.ENDED},
+    Phase.REDIALLING: {Step.MODEL_OPENED: Phase.OPEN, Step.CLIENT_LOST: Phase.ALONE, Step.ENDED: Phase.ENDED},
+    Phase.AWAY: {Step.CLIENT_BACK: Phase.OPEN, Step.MODEL_LOST: Phase.ALONE, Step.ENDED: Phase.ENDED},
+    Phase.ALONE: {Step.MODEL_OPENED: Phase.AWAY, Step.CLIENT_BACK: Phase.REDIALLING, Step.ENDED: Phase.ENDED},
     Phase.ENDED: {Step.ENDED: Phase.ENDED},
 }
 
@@ -65,6 +79,9 @@ class Hold:
     def full(self) -> bool:
         """Whether the sender must pause."""
         return len(self._items) >= self._max_items or self._bytes >= self._max_bytes
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def put(self, send: Send) -> None:
         """Keep a message."""
@@ -89,6 +106,8 @@ class Rules:
     binary_audio: bool = False  # /voice?audio=binary: the model's audio goes to the client as raw PCM
     expects_opening: bool = False  # on_model_opened will get one; the model may speak before it
     told_to_clear: bool = False  # the client understands that it should stop playing what it has buffered
+    transcription: Mapping[str, Any] | None = None  # what is switched on for the call's memory; None: nothing
+    redials: bool = False  # a model leg that ends is replaced
 
 
 class Bridge:
@@ -106,16 +125,16 @@ class Bridge:
         "_held_for_model",
         "_model_blocked",
         "_passed",
-        "_rules",
         "conversation",
         "heard",
         "phase",
+        "rules",
     )
 
     def __init__(self, rules: Rules, event_ids: Callable[[], str], passed: Callable[[], Passed] = Passed) -> None:
         self.phase = Phase.DIALLING
         self.heard = False
-        self._rules = rules
+        self.rules = rules
         self._event_ids = event_ids
         self._passed = passed
         self._appends = 0  # audio that came through here: of the client's, messages
@@ -124,11 +143,16 @@ class Bridge:
         self._held_for_client: Hold | None = Hold(rules.hold_items, rules.hold_bytes)
         self._gate = Gate(apply_seconds=rules.apply_seconds, max_waiting=rules.inbox_max)
         self.conversation = Conversation(
-            self._gate, event_ids, apply_seconds=rules.apply_seconds, told_to_clear=rules.told_to_clear
+            self._gate,
+            event_ids,
+            apply_seconds=rules.apply_seconds,
+            told_to_clear=rules.told_to_clear,
+            transcription=rules.transcription,
+            hides_expiry=rules.redials,
         )
         self._model_blocked = False
         if rules.expects_opening:
-            self.conversation.expect_opening(math.inf)
+            self.conversation.view.expect_opening(math.inf)
 
     def _step(self, step: Step) -> None:
         self.phase = TRANSITIONS[self.phase][step]
@@ -139,6 +163,8 @@ class Bridge:
         """A text message from the client that is not plain audio in an open call."""
         if self.phase is Phase.ENDED:
             return []
+        if self._held_for_model is not None:
+            return self._wait_for_model(message)
         if realtime.is_whole_append(message):
             return self._on_append(message)
         try:
@@ -146,20 +172,20 @@ class Bridge:
         except NotAnEvent as wrong:
             error = realtime.error_event(self._event_ids(), "invalid_request_error", "invalid_json", str(wrong))
             return [Send(Side.CLIENT, error)]
-        to_model, to_client = self.conversation.on_client_event(event, now, self._appended)
-        answer: list[Action] = [Send(Side.CLIENT, to_client)] if to_client is not None else []
+        to_model, follows = self.conversation.on_client_event(event, now, self._appended)
         if to_model is None:
-            return answer
+            return follows
         if event.type == "input_audio_buffer.append":
-            return self._on_append(to_model)
-        return self._to_model(to_model)
+            return [*follows, *self._on_append(to_model)]
+        return [*follows, Send(Side.MODEL, to_model)]
 
     def on_client_binary(self, message: bytes) -> list[Action]:
         """A binary message from the client."""
         if self.phase is Phase.ENDED:
             return []
-        if self._rules.binary_client:
-            return self._on_append(realtime.append_event(message))
+        if self.rules.binary_client:
+            append = realtime.append_event(message)
+            return self._wait_for_model(append) if self._held_for_model is not None else self._on_append(append)
         text = "This path takes JSON events in text frames; raw PCM in binary frames is for /voice."
         error = realtime.error_event(self._event_ids(), "invalid_request_error", "unsupported_data", text)
         return [End(ended(Why.CLIENT_BINARY, "binary frames are for /voice"), error)]
@@ -167,13 +193,15 @@ class Bridge:
     def _on_append(self, message: bytes) -> list[Action]:
         self._appends += 1
         sound: list[Action] = [Sound(message)] if self.heard else []
-        return self._to_model(message) + sound
+        return [Send(Side.MODEL, message), *sound]
 
-    def _to_model(self, message: bytes) -> list[Action]:
-        if self._held_for_model is None:
-            return [Send(Side.MODEL, message)]
-        self._held_for_model.put(Send(Side.MODEL, message))
-        return [Pause(Side.CLIENT)] if self._held_for_model.full else []
+    def _wait_for_model(self, message: bytes) -> list[Action]:
+        """Hold a message as it came: it is read when there is a model leg for it."""
+        hold = self._held_for_model
+        if hold is None:
+            raise AssertionError("there is a model leg")
+        hold.put(Send(Side.MODEL, message))
+        return [Pause(Side.CLIENT)] if hold.full else []
 
     @property
     def _appended(self) -> int:
@@ -182,20 +210,88 @@ class Bridge:
     # The model's side
 
     def on_model_opened(self, opening: bytes | None, now: float) -> list[Action]:
-        """The model leg is open: ``opening`` (the relay's own first event) goes first, then what was held."""
+        """The first model leg is open: ``opening`` (the relay's own first event) goes first, then what was held."""
         self._step(Step.MODEL_OPENED)
         first: list[Action] = []
         if opening is not None:
-            self.conversation.expect_opening(now)
+            self.conversation.view.expect_opening(now)
+            self.conversation.view.on_update(realtime.decode(opening).get("session") or {})
             first.append(Send(Side.MODEL, opening))
-        held, self._held_for_model = self._held_for_model, None
-        return [*first, *(held.drain() if held is not None else ()), Resume(Side.CLIENT)]
+        return [*first, *self._to_model(now)]
 
-    def on_announced(self, started: bytes | None, now: float, wall: float) -> list[Action]:
-        """The call is registered: ``started`` (for clients that know relay events) goes first, then what was held."""
+    def _to_model(self, now: float) -> list[Action]:
+        """What was held for the model, and what comes from now on."""
+        held, self._held_for_model = self._held_for_model, None
+        messages = [send.payload for send in held.drain()] if held is not None else []
+        return [*(action for each in messages for action in self.on_client_text(each, now)), Resume(Side.CLIENT)]
+
+    def on_model_lost(self, now: float) -> Gone:
+        """The model leg is gone, and another one will come; the actions of what it leaves are the caller's to do."""
+        self._step(Step.MODEL_LOST)
+        self._held_for_model = Hold(self.rules.hold_items, self.rules.hold_bytes)
+        self._model_blocked = False
+        self._listen(now)
+        gone = self.conversation.on_model_gone(now)
+        return gone._replace(follows=self._left_open(gone))
+
+    def _left_open(self, gone: Gone) -> list[Action]:
+        sends = [action for event in gone.to_client for action in self._to_client(Send(Side.CLIENT, event))]
+        return [*sends, *gone.follows]
+
+    def on_model_changed(
+        self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float, wall: float
+    ) -> list[Action]:
+        """Another model leg has the conversation; see ``Conversation.on_model_changed``. Then what was held."""
+        before: list[Action] = []
+        if self.phase.has_model:  # the leg before is still there, and silent
+            before = self._left_open(self.conversation.on_model_gone(now))
+        else:
+            self._step(Step.MODEL_OPENED)
+        told = self.conversation.on_model_changed(session, restored, anchor, now)
+        return [*before, *told, *self._to_model(now), *self._release(now, wall)]
+
+    def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
+        """Take a call over from another node; see ``Conversation.restore``."""
+        return self.conversation.restore(facts, items, wall)
+
+    def new_event_id(self) -> str:
+        """Make an event id of the relay's own on a model leg."""
+        return self._gate.event_id()
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether the model leg could be replaced, or the call moved, without anybody's noticing."""
+        self._listen(now)
+        return self.phase in {Phase.OPEN, Phase.AWAY} and self._gate.is_quiet(now, self._appended)
+
+    def may_be_cut(self, now: float) -> bool:
+        """The same where time is short: nobody speaks and nothing is being said."""
+        return self.phase in {Phase.OPEN, Phase.AWAY} and self._gate.may_be_cut(now)
+
+    def on_announced(self, greeting: Iterable[bytes], now: float, wall: float) -> list[Action]:
+        """The call is registered: ``greeting`` (for clients that know relay events) goes first, then what was held."""
         self._step(Step.ANNOUNCED)
+        return self._greet(greeting, now, wall)
+
+    def on_client_lost(self) -> None:
+        """The client is gone and may come back: what the model sends meanwhile is held for it."""
+        self._step(Step.CLIENT_LOST)
+        self._held_for_client = Hold(self.rules.hold_items, self.rules.hold_bytes)
+
+    def on_client_back(self, rules: Rules, greeting: Iterable[bytes], now: float, wall: float) -> list[Action]:
+        """The client has a new leg: ``greeting`` goes first, then what was held."""
+        self._step(Step.CLIENT_BACK)
+        self.rules = rules
+        self.conversation.told_to_clear = rules.told_to_clear
+        return self._greet(greeting, now, wall)
+
+    @property
+    def missed(self) -> int:
+        """How many messages wait for the client."""
+        return len(self._held_for_client) if self._held_for_client is not None else 0
+
+    def _greet(self, greeting: Iterable[bytes], now: float, wall: float) -> list[Action]:
         held, self._held_for_client = self._held_for_client, None
-        first: list[Action] = [Send(Side.CLIENT, started)] if started is not None else []
+        first: list[Action] = [Send(Side.CLIENT, event) for event in greeting]
         return [*first, *(held.drain() if held is not None else ()), Resume(Side.MODEL), *self._release(now, wall)]
 
     def on_model_text(self, message: bytes, now: float, wall: float) -> list[Action]:
@@ -213,7 +309,7 @@ class Bridge:
     def _on_model_audio(self, message: bytes) -> list[Action]:
         messages, size = self._deltas
         self._deltas = (messages + 1, size + len(message))
-        audio = realtime.delta_audio(message) if self._rules.binary_audio else None
+        audio = realtime.delta_audio(message) if self.rules.binary_audio else None
         send = Send(Side.CLIENT, message) if audio is None else Send(Side.CLIENT, audio, Opcode.BINARY)
         sound: list[Action] = [Sound(message)] if self.heard else []
         return self._to_client(send) + sound
@@ -243,7 +339,7 @@ class Bridge:
 
     @property
     def _is_held_back(self) -> bool:
-        return self.phase is not Phase.OPEN or self._model_blocked
+        return self.phase not in {Phase.OPEN, Phase.AWAY} or self._model_blocked
 
     def _release(self, now: float, wall: float) -> list[Action]:
         if not self._gate.is_busy:

@@ -1,115 +1,179 @@
 """What events mean: for the messages of backends, for those who watch, and for what the other leg gets of them.
 
 Pure. It decodes what it must understand and no more, and answers with what goes on to the client and what else follows.
+It outlives its model leg: ``on_model_gone`` and ``on_model_changed`` are the seam.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from relay.core import realtime
 from relay.core.actions import Action, Complaint, Log, Note, Send, Side
+from relay.core.client_events import CLIENT_EVENTS, NAMELESS_EVENTS, ClientEvents
+from relay.core.client_session import ClientSession
+from relay.core.flights import OWN
 from relay.core.gate import OWN_EVENTS, Gate
 from relay.core.hidden import Hidden
+from relay.core.memory import Fact, Memory
 from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
-from relay.core.transcript import Fact, Transcript
+from relay.core.rebuild import FATAL
+from relay.core.unfinished import FOLLOWED, Unfinished
 
-CLIENT_EVENTS: Final = "c."  # stands before the client's event ids on the model leg, so that errors find their cause
-NAMELESS_EVENTS: Final = "n."  # and this is the whole id of those that it gave none, where their answer matters here
 _OPENING: Final = f"{OWN_EVENTS}open"
 _RETRIEVED: Final = "conversation.item.retrieved"
-
-# Events of the client's whose answers must be told from those to backends' events.
-_TRACKED: Final = frozenset(
-    {
-        *("session.update", "input_audio_buffer.commit", "input_audio_buffer.clear", "response.cancel"),
-        *("conversation.item.retrieve", "conversation.item.delete", "conversation.item.truncate"),
-    }
-)
+CALL_FACT: Final = "call"
 
 # What goes on to the client (None: nothing), and what else follows.
 _Understood = tuple[bytes | None, Iterable[Action]]
+
+
+class Gone(NamedTuple):
+    """What the loss of a model leg leaves: events for the client, what else follows, and what is lost."""
+
+    to_client: list[bytes]
+    follows: list[Action]
+    turn: str | None  # the item of what the person was just saying
+    response: str | None  # the response that was interrupted
 
 
 class Conversation:
     """One conversation with the model, as its events tell it. ``watched`` says whether ``Log`` actions are wanted."""
 
     __slots__ = (
+        "_again",
         "_apply_seconds",
-        "_created",
         "_event_ids",
         "_gate",
         "_hidden",
         "_last_response",
-        "_nameless",
-        "_opening_until",
-        "_told_to_clear",
-        "_transcript",
+        "_speech",
+        "_told_state",
+        "_transcription_event",
+        "_unfinished",
+        "client",
+        "hides_expiry",
+        "is_refused",
+        "memory",
+        "told_to_clear",
+        "view",
         "watched",
     )
 
-    def __init__(self, gate: Gate, event_ids: Callable[[], str], *, apply_seconds: float, told_to_clear: bool) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        event_ids: Callable[[], str],
+        *,
+        apply_seconds: float,
+        told_to_clear: bool,
+        transcription: Mapping[str, Any] | None = None,
+        hides_expiry: bool = False,
+    ) -> None:
         self.watched = False
+        self.hides_expiry = hides_expiry  # the end of the model's session is not the client's matter
+        self.is_refused = False  # the model said that it will not serve us: no other leg would fare better
+        self.told_to_clear = told_to_clear
+        self.memory = Memory()
+        self.view = ClientSession(event_ids, apply_seconds=apply_seconds, transcription=transcription)
         self._gate = gate
         self._hidden = Hidden()
-        self._nameless = 0
+        self.client = ClientEvents(gate, self._hidden, self.memory, self.view, event_ids, apply_seconds=apply_seconds)
         self._event_ids = event_ids
         self._apply_seconds = apply_seconds
-        self._told_to_clear = told_to_clear
-        self._transcript = Transcript()
-        self._opening_until: float | None = None  # our session.update is under way
-        self._created: dict[str, Any] | None = None  # the session.created that waits for it
+        self._unfinished = Unfinished()
+        self._speech: str | None = None  # the item that the person's speech becomes
+        self._again: list[bytes] = []  # events of the client's that the model leg did not answer
+        self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "speech": None}
+        self._transcription_event = ""
         self._last_response = ""
 
-    def expect_opening(self, now: float) -> None:
-        """The relay's own ``session.update`` goes first: the client's ``session.created`` shows what it makes."""
-        self._opening_until = now + self._apply_seconds
+    # Backends' messages
 
-    # The client's events
+    def inject(self, injection: Injection) -> list[Action]:
+        """Take a backend's message; the gate says when it goes."""
+        if not injection.visible and injection.item is not None:
+            self._hidden.add(injection.item_id)
+        return [*self._gate.add(injection, is_known=injection.item is not None and self.memory.has(injection.item_id))]
 
-    def on_client_event(self, event: ClientEvent, now: float, appended: int) -> tuple[bytes | None, bytes | None]:
-        """What of a client's event goes to the model now, and what answers it at once (None: nothing).
+    def release(self, now: float, wall: float, appended: int) -> list[Action]:
+        """What the gate lets through now; see ``Gate.release``."""
+        released = self._gate.release(now, wall, appended)
+        sends = (Send(Side.MODEL, event) for event in released.events)
+        return [*sends, *released.settled, *self._clear(released.silenced), *self._state(now)]
 
-        ``appended`` is how many messages of audio the client has sent.
+    def on_tick(self, now: float) -> tuple[bytes | None, list[Action]]:
+        """What the model left without an answer for too long, and what the client gets instead."""
+        return self._without_opening() if self.view.is_late(now) else None, [*self._gate.overdue(now)]
+
+    # Another model leg
+
+    def on_model_gone(self, now: float) -> Gone:
+        """The model leg is lost: what was open on it ends, as far as the client is concerned."""
+        active = self._gate.responses.active
+        is_told = active is not None and self._unfinished.made_tool_call(active)
+        facts = self.memory.on_interrupted(self._unfinished.open_items(active)) if active is not None else []
+        closing = self._unfinished.close(self._event_ids)
+        turn, self._speech = self._speech, None
+        if turn is not None:
+            closing.append(realtime.encode({"type": "input_audio_buffer.cleared", "event_id": self._event_ids()}))
+        if self.view.is_opening:
+            closing += filter(None, [self._without_opening()])
+        settled, again = self._gate.on_model_gone(now, is_told=is_told)
+        self._again += again
+        logs = [log for event in closing for log in self._logged(event)]
+        return Gone(closing, [*logs, *_notes(facts), *settled, *self._state(now)], turn, active)
+
+    def on_model_changed(
+        self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float
+    ) -> list[Action]:
+        """Another model leg has the conversation now; returns what it is told first.
+
+        Args:
+            session: the effective session there.
+            restored: the items that it has, as text.
+            anchor: the item that tells the model so, which nobody else sees.
+            now: the loop's time.
         """
-        event_id = CLIENT_EVENTS + event.event_id if event.event_id else None
-        hidden = self._hidden.refuses(event) if self._hidden else None
-        if hidden is not None:
-            code = f"{event.type.removeprefix('conversation.').replace('.', '_')}_invalid_item_id"
-            return None, self._refusal(event, code, f"Item with item_id {hidden!r} not found.")
-        if event.type == "response.create":
-            return self._on_client_response(event, event_id or self._nameless_id(), now)
-        if event.type not in _TRACKED:
-            return event.encoded(event_id), None
-        if event.type in {"input_audio_buffer.commit", "input_audio_buffer.clear"}:
-            self._gate.turns.on_buffer_taken(appended)
-        event_id = event_id or self._nameless_id()
-        self._gate.flights.add(event_id, event.type, event.text_of("item_id"), None, now + self._apply_seconds)
-        return event.encoded(event_id), None
+        again, self._again = self._again, []
+        self.client.restored = frozenset(restored)
+        if anchor is not None:
+            self._hidden.add(anchor, before=self.memory.last_id)
+        sends: list[Action] = [Send(Side.MODEL, event) for event in again]
+        if not session:
+            return sends
+        self._gate.turns.on_session(session)
+        return [*sends, *_notes(self.memory.on_session(session)), *self._switch_on_transcription(session, now)]
 
-    def _on_client_response(self, event: ClientEvent, event_id: str, now: float) -> tuple[bytes | None, bytes | None]:
-        message = event.encoded(event_id)
+    def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
+        """Take a conversation over as its memory has it: facts, and the items of backends that were told applied."""
+        notes = _notes([*self.memory.restore(facts), *self.memory.adopt(list(items), wall)])
+        notes += _notes(self.memory.on_interrupted(self.memory.under_way))
+        for entry in self.memory.entries:
+            self._gate.tools.restore(entry)
+            if entry.get("hidden"):
+                self._hidden.add(str(entry["id"]))
         try:
-            fields = realtime.decode(message)
+            state = realtime.decode(facts.get(CALL_FACT, b"{}"))
         except NotAnEvent:
-            return message, None  # the model says what it thinks of it
-        response = fields.get("response")
-        if isinstance(response, dict) and response.get("conversation") == "none":
-            self._gate.flights.add(event_id, event.type, "", None, now + self._apply_seconds)
-            return message, None
-        goes_on = self._gate.responses.client_wants(fields, event_id, now)
-        if goes_on is None:
-            text = "Too many responses wait for the one that is active: ask again when it is done."
-            return None, self._refusal(event, "too_many_responses", text)
-        return (message if goes_on else None), None
+            state = {}
+        self._told_state = state
+        self.view.shows_transcripts = state.get("transcripts") is True
+        if state.get("owed") is True:
+            self._gate.responses.owe()
+        if self.memory.session:
+            self._gate.turns.on_session(self.memory.session)
+        speech = state.get("speech")
+        return Gone([], notes, speech if isinstance(speech, str) else None, None)
 
-    def _nameless_id(self) -> str:
-        self._nameless += 1
-        return f"{NAMELESS_EVENTS}{self._nameless}"
-
-    def _refusal(self, event: ClientEvent, code: str, text: str) -> bytes:
-        cause = event.event_id or None
-        return realtime.error_event(self._event_ids(), "invalid_request_error", code, text, cause=cause)
+    def _state(self, now: float) -> list[Action]:
+        """Note what a later owner must know beside the items."""
+        is_owed = self._gate.responses.is_owed_to_client
+        state = {"transcripts": self.view.shows_transcripts, "owed": is_owed, "speech": self._speech}
+        if state == self._told_state:
+            return []
+        self._told_state = state
+        return [Note(CALL_FACT, realtime.encode(state))]
 
     # The model's events
 
@@ -119,31 +183,17 @@ class Conversation:
             return self._on_retrieved(message)
         understand = _UNDERSTOOD.get(kind)
         if understand is None:
-            return message, self._logged(message)
+            return None if self.view.hides(kind) else message, self._logged(message)
         try:
             event = realtime.decode(message)
         except NotAnEvent:
             return message, self._logged(message)  # the client says what it thinks of it
+        if kind in FOLLOWED:
+            self._unfinished.on_event(kind, event)
         passed, follows = understand(self, message, event, now, wall)
         # an error is its cause's business: it says itself who may see it
-        return passed, [*([] if kind == "error" else self._logged(message)), *follows]
-
-    def inject(self, injection: Injection) -> list[Action]:
-        """Take a backend's message; the gate says when it goes."""
-        if not injection.visible and injection.item is not None:
-            self._hidden.add(injection.item_id)
-        return [*self._gate.add(injection)]
-
-    def release(self, now: float, wall: float, appended: int) -> list[Action]:
-        """What the gate lets through now; see ``Gate.release``."""
-        released = self._gate.release(now, wall, appended)
-        sends = (Send(Side.MODEL, event) for event in released.events)
-        return [*sends, *released.settled, *self._clear(released.silenced)]
-
-    def on_tick(self, now: float) -> tuple[bytes | None, list[Action]]:
-        """What the model left without an answer for too long, and what the client gets instead."""
-        is_late = self._opening_until is not None and now >= self._opening_until
-        return self._without_opening() if is_late else None, [*self._gate.overdue(now)]
+        logged = [] if kind == "error" else self._logged(message)
+        return passed, [*logged, *follows, *(self._state(now) if kind in _TELLING else ())]
 
     def _on_retrieved(self, message: bytes) -> _Understood:
         """Megabytes of audio, never parsed: whose it is follows from the order of the questions."""
@@ -158,13 +208,19 @@ class Conversation:
         error = event.get("error")
         if not isinstance(error, dict):
             return message, self._logged(message)
-        if error.get("event_id") == _OPENING:
+        cause = error.get("event_id")
+        if cause == _OPENING:
             return self._without_opening(), [_complaint(error)]
+        if isinstance(cause, str) and cause == self._transcription_event:
+            self.view.give_up_transcription()
         own, settled = self._gate.on_error(error)
         if own:
             is_news = not settled and str(error.get("code")) not in _EXPECTED
             return None, [*settled, *([_complaint(error)] if is_news else ())]
-        cause, changed = error.get("event_id"), False
+        changed = False
+        self.is_refused |= error.get("code") in FATAL
+        if error.get("code") == "session_expired" and self.hides_expiry:
+            return None, self._logged(message)
         if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
             error["message"], changed = (
                 "The upstream refused the relay's API key; its operator must set a valid one.",
@@ -180,13 +236,9 @@ class Conversation:
     def _logged(self, message: bytes) -> list[Action]:
         return [Log(message)] if self.watched else []
 
-    def _end_opening(self) -> dict[str, Any] | None:
-        created, self._created, self._opening_until = self._created, None, None
-        return created
-
     def _without_opening(self) -> bytes | None:
         """Our session.update came to nothing: the client gets the session as it is."""
-        created = self._end_opening()
+        created = self.view.end_opening()
         return realtime.encode(created) if created is not None else None
 
     def _on_session(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
@@ -194,22 +246,29 @@ class Conversation:
         if not isinstance(session, dict):
             return message, []
         self._gate.turns.on_session(session)
-        notes = _notes(self._transcript.on_session(session))
-        if event.get("type") == "session.created":
-            if self._opening_until is not None:
-                self._created = event
-                return None, notes
-            return message, notes
-        if self._opening_until is not None:
-            created = self._end_opening()
-            return realtime.encode({**(created or event), "type": "session.created", "session": session}), notes
-        return message, [*notes, *self._gate.on_answer("session.updated")]
+        notes = _notes(self.memory.on_session(session))
+        is_answer = event.get("type") == "session.updated" and not self.view.is_opening
+        is_own = is_answer and self._gate.flights.is_own("session.updated")
+        settled = self._gate.on_answer("session.updated") if is_answer else []
+        passed = None if is_own else self.view.on_session(message, event, session)
+        return passed, [*notes, *settled, *self._switch_on_transcription(session, now)]
+
+    def _switch_on_transcription(self, session: dict[str, Any], now: float) -> list[Action]:
+        """Have what people say written down, for the call's memory."""
+        missing = self.view.missing(session)
+        if missing is None or self._gate.flights.expects_own("session.updated"):
+            return []
+        self._transcription_event = event_id = self._gate.event_id()
+        self._gate.flights.add(event_id, "session.update", "", OWN, now + self._apply_seconds)
+        update = {"type": "session.update", "event_id": event_id, "session": missing}
+        return [Send(Side.MODEL, realtime.encode(update))]
 
     def _on_item(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         item = event.get("item")
         if not isinstance(item, dict):
             return message, []
-        facts = self._transcript.on_item(item, wall)
+        hidden = self._hidden.hides(item.get("id"))
+        facts = self.memory.on_item(item, wall, event.get("previous_item_id"), hidden=hidden)
         return self._hidden.passed(message, event), [*_notes(facts), *self._gate.on_item(item)]
 
     def _on_output_item(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
@@ -228,17 +287,29 @@ class Conversation:
             self._gate.turns.on_part(ids[2], index, ids_bytes=sum(map(len, ids)))
         return message, []
 
+    def _on_progress(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        return message, []  # that a response goes on is noted for all its events
+
+    def _on_words(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        """Some words of an answer."""
+        self.memory.on_words(str(event.get("item_id")), str(event.get("delta") or ""))
+        return message, []
+
     def _on_speech(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         if event.get("type") == "input_audio_buffer.speech_started":
+            self._speech = str(event.get("item_id"))
             self._gate.turns.on_speech_started()
         else:
             self._gate.turns.on_speech_stopped(now)
         return message, []
 
     def _on_buffer(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        self._speech = None
         self._gate.turns.on_buffer_empty(now)
         if event.get("type") == "input_audio_buffer.committed":
             self._gate.responses.on_heard()
+            if self._gate.turns.are_answered:
+                self._gate.responses.on_owed(now)
         return self._hidden.passed(message, event), self._gate.on_answer(str(event.get("type")))
 
     def _on_item_changed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
@@ -246,14 +317,15 @@ class Conversation:
         settled = self._gate.on_answer(kind, item_id)
         if kind == "conversation.item.deleted":
             self._gate.on_deleted(item_id)
-            facts = self._transcript.on_deleted(item_id)
+            facts = self.memory.on_deleted(item_id)
         else:
             self._gate.turns.on_cut(item_id)
-            facts = self._transcript.on_truncated(event)
+            facts = self.memory.on_truncated(event)
         return self._hidden.passed(message, event), [*_notes(facts), *settled]
 
     def _on_transcribed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
-        return self._hidden.passed(message, event), _notes(self._transcript.on_transcribed(event))
+        notes = _notes(self.memory.on_transcribed(event))
+        return None if self.view.hides(str(event.get("type"))) else self._hidden.passed(message, event), notes
 
     def _on_response_created(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         response = event.get("response")
@@ -267,7 +339,7 @@ class Conversation:
         response = event.get("response")
         if not isinstance(response, dict):
             return message, []
-        notes = _notes(self._transcript.on_response_done(response, wall))
+        notes = _notes(self.memory.on_response_done(response, wall))
         if _is_aside(response):
             return message, [*notes, *self._gate.on_answer("response.done")]  # it may have been cancelled
         self._last_response = str(response.get("id"))
@@ -276,16 +348,22 @@ class Conversation:
 
     def _clear(self, silenced: bool) -> list[Action]:
         """Tell a client that understands it to stop playing; others go on with what they have."""
-        if not silenced or not self._told_to_clear:
+        if not silenced or not self.told_to_clear:
             return []
         fields = {"event_id": self._event_ids(), "response_id": self._last_response}
         return [Send(Side.CLIENT, realtime.encode({"type": "output_audio_buffer.cleared", **fields}))]
+
+    def on_client_event(self, event: ClientEvent, now: float, appended: int) -> tuple[bytes | None, list[Action]]:
+        """What of a client's event goes to the model now (None: nothing), and what else follows."""
+        passed, follows = self.client.on_event(event, now, appended)
+        return passed, [*follows, *self._state(now)]
 
 
 _Understand = Callable[[Conversation, bytes, dict[str, Any], float, float], _Understood]
 # The events that the relay must understand; all others go on unread. ``conversation.item.retrieved`` must never be
 # here: it carries megabytes of audio, and the Agents SDKs ask for it at every turn.
 _UNDERSTOOD: Final[dict[str, _Understand]] = {
+    **dict.fromkeys(FOLLOWED, Conversation._on_progress),
     "error": Conversation._on_error,
     "session.created": Conversation._on_session,
     "session.updated": Conversation._on_session,
@@ -302,9 +380,18 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
     "response.output_item.added": Conversation._on_output_item,
     "response.output_item.done": Conversation._on_output_item,
     "response.content_part.added": Conversation._on_part,
+    "response.output_audio_transcript.delta": Conversation._on_words,
+    "response.output_text.delta": Conversation._on_words,
     "response.created": Conversation._on_response_created,
     "response.done": Conversation._on_response_done,
 }
+# Those after which a later owner must know something else beside the items.
+_TELLING: Final = frozenset(
+    {
+        *("response.created", "response.done", "input_audio_buffer.committed", "input_audio_buffer.cleared"),
+        *("input_audio_buffer.speech_started", "error"),
+    }
+)
 # Refusals of our own events that only say that somebody else was faster.
 _EXPECTED: Final = frozenset({"response_cancel_not_active", "conversation_already_has_active_response"})
 
@@ -314,7 +401,7 @@ def _is_aside(response: dict[str, Any]) -> bool:
     return response.get("conversation_id", "") is None  # where a server leaves the field out it says nothing
 
 
-def _notes(facts: Iterable[Fact]) -> list[Note]:
+def _notes(facts: Iterable[Fact]) -> list[Action]:
     return [Note(name, value) for name, value in facts]
 
 

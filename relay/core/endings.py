@@ -41,6 +41,10 @@ class Why(Enum):
     MODEL_REFUSED = _Row(1008, "model_refused", "model", False)
     MODEL_KEY = _Row(1008, "model_key", "node", False)
     HUNG_UP = _Row(1000, "hung_up", "policy", False)
+    BUS_AWAY = _Row(1013, "bus_away", "bus", True)
+    CALL_OVER = _Row(1008, "call_over", "policy", False)
+    REPLACED = _Row(4009, "replaced", "client", False)
+    MOVED = _Row(1012, "moved", "node", True)
     NODE_DRAINING = _Row(1012, "node_draining", "node", True)
     NODE_FAILED = _Row(1011, "node_failed", "node", True)
 
@@ -63,6 +67,11 @@ class Why(Enum):
     def come_back(self) -> bool:
         """Whether a new attempt makes sense."""
         return self.value.come_back
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is only this node that the call has left: it has no end to be written down here."""
+        return self in {Why.REPLACED, Why.MOVED, Why.BUS_AWAY, Why.CALL_OVER}
 
 
 class SideWhy(Enum):
@@ -98,9 +107,22 @@ class Ending(NamedTuple):
     model_code: int | None = None
 
 
+class Loss(NamedTuple):
+    """A model leg that is gone: how the call ends if no other can be had, and the event that its client gets then."""
+
+    ending: Ending
+    error: bytes | None = None
+    is_final: bool = False  # no other leg would fare better
+
+
 # Codes of the model's that mean the same to our client; the rest (1002, 1007, 1009 …) speak of the relay's own socket.
 _CARRIED: Final = frozenset({1000, 1001, 1008, 1011, 1012, 1013})
 _BY_VIOLATION: Final = {1003: Why.CLIENT_BINARY, 1007: Why.CLIENT_TEXT, 1009: Why.CLIENT_TOO_BIG}
+
+
+def invites_redial(code: int) -> bool:
+    """Whether a model's close code leaves hope: not where it refuses what we ask or who we are."""
+    return code != 1008 and not 3000 <= code <= 4999
 
 
 def ended(why: Why, reason: str = "") -> Ending:

@@ -11,7 +11,7 @@ time comes in as ``now`` (the loop's) and ``wall`` (seconds since the epoch, whi
 
 from typing import Any, Final, NamedTuple
 
-from relay.core.flights import DUPLICATE, Flight, Flights
+from relay.core.flights import DUPLICATE, OWN, Flight, Flights
 from relay.core.messages import WHEN, Injection, Settled
 from relay.core.realtime import encode
 from relay.core.responses import ACTIVE, Ask, Responses, expire
@@ -66,8 +66,14 @@ class Gate:
         self._next_event += 1
         return f"{OWN_EVENTS}{self._next_event}"
 
-    def add(self, injection: Injection) -> list[Settled]:
-        """Queue a message, or refuse it; ``release`` sends it."""
+    def add(self, injection: Injection, *, is_known: bool = False) -> list[Settled]:
+        """Queue a message, or refuse it; ``release`` sends it.
+
+        ``is_known``: its item is in the conversation already, by an earlier owner's doing.
+        """
+        if is_known:
+            self._ask(injection)
+            return [Settled(injection.message_id, injection.item_id, "applied")]
         if sum(map(len, self._waiting.values())) >= self._max_waiting:
             raise OverflowError("the inbox handed over more messages than it may hold")
         if injection.tool_call_id is not None:
@@ -227,7 +233,7 @@ class Gate:
         return self._applied(self.flights.on_answer(kind, item_id))
 
     def _applied(self, flight: Flight | None) -> list[Settled]:
-        if flight is None or flight.cargo is None:
+        if flight is None or flight.cargo is None or flight.cargo is OWN:
             return []
         injection: Injection = flight.cargo
         self._ask(injection)
@@ -262,7 +268,7 @@ class Gate:
         return False, []
 
     def _on_refused(self, cause: str, flight: Flight | None, trouble: dict[str, Any]) -> tuple[bool, list[Settled]]:
-        if flight is None or flight.cargo is None:
+        if flight is None or flight.cargo is None or flight.cargo is OWN:
             return cause.startswith(OWN_EVENTS), []
         if trouble.get("code") == DUPLICATE and flight.cargo.item is not None:
             return True, self._applied_before(flight)
@@ -288,11 +294,46 @@ class Gate:
                 self.turns.on_cut()
         return self.on_answer("response.done") + settled, silenced
 
+    # When the model leg is another one
+
+    def is_quiet(self, now: float, appended: int) -> bool:
+        """Whether the model leg could be replaced now without anybody's noticing."""
+        is_waiting = self.responses.has_waiting or any(self._waiting.values())
+        return not (is_waiting or self.flights or self.responses.is_owed(now)) and self._is_boundary(now, appended)
+
+    def may_be_cut(self, now: float) -> bool:
+        """Whether at least nothing is being said, by nobody."""
+        return not self.responses.is_owed(now) and not self.turns.is_speaking
+
+    def on_model_gone(self, now: float, *, is_told: bool) -> tuple[list[Settled], list[bytes]]:
+        """What was under way waits again, in front; returns what is settled, and the client's events to say again.
+
+        ``is_told``: the response that was active has made its tool calls, whose results ask for the next one.
+        """
+        settled: list[Settled] = []
+        again: list[bytes] = []
+        back: list[Injection] = []
+        for flight in self.flights.take_all():
+            if flight.cargo is None:
+                again += [flight.again] if flight.again else []
+            elif flight.cargo is OWN:
+                continue
+            elif flight.answer is None or flight.answer[0] == "response.done":  # of those nobody could tell any more
+                settled.append(Settled(flight.cargo.message_id, flight.cargo.item_id, "applied"))
+            else:
+                back.append(flight.cargo)
+        for injection in reversed(back):
+            self._waiting[injection.when].insert(0, injection)
+        self._is_silencing = False
+        self.turns.on_model_gone(now)
+        settled += self.responses.on_model_gone(now, is_told=is_told)
+        return settled, again
+
     def overdue(self, now: float) -> list[Settled]:
         """Settle the messages to which the model gave no answer in time."""
         settled = []
         for flight in self.flights.overdue(now):
-            if flight.cargo is None:
+            if flight.cargo is None or flight.cargo is OWN:
                 continue
             if flight.answer is None:  # an event that has no answer but an error
                 settled.append(Settled(flight.cargo.message_id, flight.cargo.item_id, "applied"))

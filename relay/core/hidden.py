@@ -21,9 +21,9 @@ class Hidden:
     def __bool__(self) -> bool:
         return bool(self._before)
 
-    def add(self, item_id: str) -> None:
-        """Hide an item, before the model hears of it."""
-        self._before[item_id] = None
+    def add(self, item_id: str, before: str | None = None) -> None:
+        """Hide an item, before the model hears of it; ``before`` is the item that it stands behind, if that is known."""
+        self._before[item_id] = before
         if len(self._before) > _REMEMBERED:
             del self._before[next(iter(self._before))]
 

@@ -43,6 +43,10 @@ class _TypeOnly(msgspec.Struct, gc=False):
     type: str = ""
 
 
+class _IdOnly(msgspec.Struct, gc=False):
+    event_id: str = ""
+
+
 class NotAnEvent(ValueError):
     """The message is not a JSON object with a ``type``; ``str()`` says what is wrong."""
 
@@ -50,6 +54,7 @@ class NotAnEvent(ValueError):
 _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _any: Final = msgspec.json.Decoder()
 _type_only: Final = msgspec.json.Decoder(_TypeOnly)
+_id_only: Final = msgspec.json.Decoder(_IdOnly)
 _string: Final = msgspec.json.Decoder(str)
 encode: Final = msgspec.json.Encoder().encode
 
@@ -80,6 +85,14 @@ def event_type(message: bytes) -> str:
         return match.group(1).decode()
     try:
         return _type_only.decode(message).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def event_id(message: bytes) -> str:
+    """Return an event's id; "" if it has none or is not JSON."""
+    try:
+        return _id_only.decode(message).event_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
@@ -134,6 +147,24 @@ class ClientEvent:
             return self._text(key)
         except NotAnEvent:
             return ""
+
+    def named_item(self, new_id: str, *, largest: int) -> str:
+        """Return the id of the item that the event puts in; one that has none gets this one, unless it is too large.
+
+        "" if there is no item, or it stays without: the model says what it thinks of it.
+        """
+        raw = self._fields.get("item")
+        if raw is None or len(bytes(raw)) > largest:
+            return ""
+        try:
+            item = _object.decode(raw)
+            known = _string.decode(item["id"]) if bytes(item.get("id", b"null")) != b"null" else ""
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ""
+        if not known:
+            known = new_id
+            self._fields["item"] = msgspec.Raw(encode({**item, "id": known}))
+        return known
 
     def encoded(self, event_id: str | None = None) -> bytes:
         """Write the event again, with another event id if one is given.

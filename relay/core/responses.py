@@ -17,6 +17,7 @@ ACTIVE: Final = "conversation_already_has_active_response"
 _ASKED_BY: Final = "relay_event_id"  # metadata key of the responses that the relay asks for
 _CLIENTS_WAITING: Final = 16  # of the client's own requests
 _RETRY_SECONDS: Final = 0.5  # after a refusal for the sake of a response that nothing is known of here
+_OWED_SECONDS: Final = 5.0  # for the server to begin its own answer to what a person said
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +47,7 @@ class Responses:
         "_keeps_metadata",
         "_new_event_id",
         "_not_before",
+        "_owed_until",
         "_queue",
         "_requested",
         "_was_heard",
@@ -61,6 +63,7 @@ class Responses:
         self._keeps_metadata = False  # the server was seen to
         self._not_before = -math.inf  # when a response that is not known here may be over; inf: see ``look``
         self._was_heard = False  # a person said something since the active response began
+        self._owed_until = -math.inf  # until then the server may begin an answer to that by itself
         self.active: str | None = None  # the response of the default conversation, whoever asked for it
 
     @property
@@ -103,7 +106,7 @@ class Responses:
         is_ours = ask is not None and (ask.wanted_by or ask.has_waited)  # the client cannot know of it yet
         if not is_ours and (self._asked is None or not self._asked.wanted_by):
             if self.is_idle:
-                self._requested = _Requested(event_id, Ask([]), now + self._apply_seconds)
+                self._requested = _Requested(event_id, Ask([], event, event_id), now + self._apply_seconds)
             return True
         if sum(not ask.wanted_by for ask in self._queue) >= _CLIENTS_WAITING:
             return None
@@ -139,6 +142,7 @@ class Responses:
     def on_created(self, response: dict[str, Any]) -> list[Settled]:
         """A response of the default conversation began; ours is known by its metadata where the server keeps it."""
         settled, requested = self._superseded(), self._requested
+        self._owed_until = -math.inf
         self.active, self._asked, self._not_before = str(response.get("id")), None, -math.inf
         self._was_heard = False
         metadata = response.get("metadata")
@@ -194,6 +198,46 @@ class Responses:
     def on_heard(self) -> None:
         """What a person said is in the conversation: the server may want to answer it."""
         self._was_heard = True
+
+    def on_owed(self, now: float) -> None:
+        """The server is about to answer by itself."""
+        self._owed_until = now + _OWED_SECONDS
+
+    def is_owed(self, now: float) -> bool:
+        """Whether somebody is about to be answered, or is being answered."""
+        return self.active is not None or self._requested is not None or now < self._owed_until
+
+    @property
+    def is_owed_to_client(self) -> bool:
+        """The same of a response that no backend asked for, so that no message stands behind it."""
+        asked = self._asked or (self._requested.ask if self._requested is not None else None)
+        if asked is not None and asked.wanted_by:
+            return False
+        return self.active is not None or self._requested is not None or self._owed_until > -math.inf
+
+    def on_model_gone(self, now: float, *, is_told: bool) -> list[Settled]:
+        """Another model leg takes over: what was asked for is asked for there, unless that was told (``is_told``)."""
+        settled: list[Settled] = []
+        owed: list[Ask] = []
+        if self.active is not None and is_told:
+            settled = _settled(self._asked, "answered") if self._asked is not None else []
+        elif self.active is not None:
+            owed.append(self._asked or Ask([]))
+        elif self._requested is None and now < self._owed_until:
+            owed.append(Ask([]))
+        if self._requested is not None and self._requested.ask is not self._asked:
+            owed.append(self._requested.ask)
+        for ask in owed:
+            ask.has_waited = not ask.wanted_by
+        self._queue[:0] = owed
+        self.active = self._asked = self._requested = None
+        self._not_before = self._owed_until = -math.inf
+        self._was_heard = False
+        return settled
+
+    def owe(self) -> None:
+        """The client was being answered when its call came here."""
+        self._queue.insert(0, Ask([], has_waited=True))
 
     def on_turn_refused(self) -> bool:
         """Something lost against the active response, and the model doesn't say what; whether that is mended here.

@@ -5,7 +5,7 @@ A response may make several tool calls; what follows it is asked for once, when 
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 _REMEMBERED: Final = 1024  # the oldest tool calls of a long call are forgotten, and their results refused
 
@@ -60,6 +60,14 @@ class ToolCalls:
         for call in self._calls.values():
             if call.item_id == item_id:
                 call.state = _State.GONE
+
+    def restore(self, entry: dict[str, Any]) -> None:
+        """Take an entry of the call's memory that is a tool call, or a result."""
+        call_id = str(entry.get("call_id"))
+        if entry.get("type") == "function_call":
+            self.on_call(call_id, str(entry.get("id")), is_whole=entry.get("status") != "incomplete")
+        elif entry.get("type") == "function_call_output":
+            self.on_result(call_id)
 
     def refusal(self, call_id: str) -> tuple[str, str] | None:
         """Why a backend's result would be refused, as code and words; None if it would not be."""

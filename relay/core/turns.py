@@ -39,6 +39,7 @@ class Turns:
     """The floor of one conversation, as far as the model's events and the audio that passed tell."""
 
     __slots__ = (
+        "_answers",
         "_appended",
         "_committed",
         "_envelope",
@@ -58,6 +59,7 @@ class Turns:
         self._quiet_at = -math.inf
         self._is_manual = False  # no turn detection: the client commits its audio
         self._interrupts = True  # speech stops the model, and the client's playing
+        self._answers = True  # the server answers by itself what a person said
         self._appended = 0  # the client's audio messages so far
         self._committed = 0  # the client's audio messages up to its last commit or clear
         self._rate = _BYTES_PER_SECOND["audio/pcm"]
@@ -77,6 +79,7 @@ class Turns:
             self._committed = self._appended
         self._is_manual = detection is None
         self._interrupts = _dict(detection).get("interrupt_response") is not False
+        self._answers = detection is not None and _dict(detection).get("create_response") is not False
         if self._is_manual:
             self._speaking = False
         kind = _dict(_dict(audio.get("output")).get("format")).get("type")
@@ -132,11 +135,28 @@ class Turns:
         while len(self._parts) > 1 and self._parts[0].ends_at <= now:
             del self._parts[0]
 
+    def on_model_gone(self, now: float) -> None:
+        """Another model leg takes over: audio that was not committed is gone, what was said is still being heard."""
+        self.on_buffer_empty(now)
+        self._committed = self._appended
+        for part in self._parts:
+            part.item_id = ""  # the other leg has no audio of it that could be cut
+
     def on_cut(self, item_id: str | None = None) -> None:
         """An item was truncated, or everything (None) is silenced: it is not played any more."""
         self._parts = [part for part in self._parts if item_id is not None and part.item_id != item_id]
 
     # What it means
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether the person speaks."""
+        return self._speaking
+
+    @property
+    def are_answered(self) -> bool:
+        """Whether the server answers by itself what a person says."""
+        return self._answers
 
     @property
     def settled_from(self) -> float | None:

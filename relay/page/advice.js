@@ -51,14 +51,19 @@ export function forConfig(status) {
 
 /**
  * The socket closed; null if that is a plain end of a call. `opened` is whether it ever was open: browsers are not told
- * why an upgrade was refused, so the token's own expiry is what can be looked at.
+ * why an upgrade was refused, so the token's own expiry is what can be looked at. `gaveUp`: it was tried to come back.
  */
-export function forClose(code, reason, opened, tokenExpired) {
+export function forClose({ code, reason, opened, expired, gaveUp }) {
   if (code === 1000) return null;
+  if (gaveUp)
+    return {
+      what: "The connection broke, and the call could not be resumed within half a minute.",
+      todo: "Check your network, then start a new call.",
+    };
   const said = reason ? `: ${reason}` : "";
   if (code === 1006) {
     if (opened) return { what: "The connection broke.", todo: "Check your network, then start again." };
-    if (tokenExpired)
+    if (expired)
       return {
         what: "The node refused the call: the token has expired.",
         todo: "Start again for a new one. If that expires at once too, set this computer's clock.",
@@ -69,6 +74,21 @@ export function forClose(code, reason, opened, tokenExpired) {
     };
   }
   return { what: `The call was closed with ${code}${said}.`, todo: CLOSE[code] ?? "Start a new call." };
+}
+
+/** The call was resumed: what was kept and what was lost, in one line. */
+export function forResumed({ node, model, kept, lost }) {
+  const said = [`The call goes on at ${node}.`];
+  if (model === "rebuilt") said.push(`Kept of the conversation: ${count(kept?.items ?? 0, "item")}.`);
+  if (lost?.items) said.push(`Not kept: ${count(lost.items, "item")}.`);
+  if (lost?.response) said.push("An answer was cut off.");
+  if (lost?.turn) said.push("What you were saying was lost: say it again.");
+  if (!lost?.items && !lost?.response && !lost?.turn) said.push("Nothing was lost.");
+  return said.join(" ");
+}
+
+function count(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 /** An `error` event of the Realtime API: most leave the call alive. */

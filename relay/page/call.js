@@ -1,9 +1,9 @@
-// One call: its socket, what it sends, and what each event that comes in does to playback, transcript and state.
+// One call: what it sends, and what each event that comes in does to playback, transcript and state.
 // Never touches the page's elements, the microphone or the loudspeaker: audio comes in as PCM and goes to a player.
+// Sockets, and how one follows the other, are connection.js.
 
 import * as advice from "./advice.js";
-
-const MAX_BUFFERED_BYTES = 1_000_000; // about 15 s of audio that the network did not take: older than anyone wants to hear
+import { Connection } from "./connection.js";
 
 const SESSION = {
   type: "realtime",
@@ -17,60 +17,55 @@ const SESSION = {
 };
 
 export class Call {
-  state = "connecting"; // connecting, live, ended
+  state = "connecting"; // connecting, live, resuming, ended
   callId = null;
   node = null;
   region = null;
   userSpeaking = false;
   deltas = 0;
   bargeIns = 0;
-  droppedChunks = 0;
+  lost = null; // what the relay could not keep when the call was resumed last, in its words
 
-  #socket;
-  #token;
+  #connection;
   #player;
   #transcript;
   #on;
-  #opened = false;
   #response = null; // id of the response under way
   #streaming = null; // id of the item whose audio is still arriving
   #cut = new Set(); // responses that were interrupted: what still arrives of them is not played
 
   /** `on` has change(), line(line), problem({what, todo}) and end(). */
-  constructor({ url, token, player, transcript, on }) {
-    this.#token = token;
+  constructor({ origins, model, token, player, transcript, on }) {
     this.#player = player;
     this.#transcript = transcript;
     this.#on = on;
-    this.#socket = new WebSocket(url, ["relay.events.v1", "realtime", `openai-insecure-api-key.${token}`]);
-    this.#socket.onopen = () => (this.#opened = true);
-    this.#socket.onmessage = ({ data }) => this.#receive(data);
-    this.#socket.onclose = ({ code, reason }) => this.#closed(code, reason);
+    this.#connection = new Connection({
+      origins,
+      model,
+      token,
+      on: { event: (event) => this.#receive(event), lost: () => this.#lost(), closed: (end) => this.#closed(end) },
+    });
   }
 
-  /** Send 20 ms of microphone, or drop it and count it where the network has stopped taking it. */
+  get resumes() {
+    return this.#connection.resumes;
+  }
+
+  get droppedChunks() {
+    return this.#connection.droppedChunks;
+  }
+
+  /** Send 20 ms of microphone. */
   sendAudio(pcm) {
-    if (this.state !== "live") return;
-    if (this.#socket.bufferedAmount > MAX_BUFFERED_BYTES) {
-      this.droppedChunks += 1;
-      return;
-    }
-    const bytes = new Uint8Array(pcm.buffer, pcm.byteOffset, pcm.byteLength);
-    this.#send({ type: "input_audio_buffer.append", audio: btoa(String.fromCharCode(...bytes)) });
+    if (this.state === "live" || this.state === "resuming") this.#connection.sendAudio(pcm);
   }
 
   hangUp() {
-    this.#socket.close(1000, "the person hung up");
-    this.#closed(1000, "");
+    this.#connection.close();
+    this.#closed({ code: 1000 });
   }
 
-  #send(event) {
-    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(event));
-  }
-
-  #receive(data) {
-    if (this.state === "ended") return;
-    const event = JSON.parse(data);
+  #receive(event) {
     this.#handle(event);
     const finished = this.#transcript.apply(event);
     if (finished) this.#on.line(finished);
@@ -84,10 +79,16 @@ export class Call {
         this.node = event.node;
         this.region = event.region;
         return;
+      case "relay.moving":
+        this.#remark("This node makes room: the call moves to another one.");
+        return;
+      case "relay.resumed":
+        this.#resumed(event);
+        return;
       case "session.created":
-        if (this.state === "live") return;
+        // A call that is resumed has the session that it had.
+        if (this.state === "connecting") this.#connection.send({ type: "session.update", session: SESSION });
         this.state = "live";
-        this.#send({ type: "session.update", session: SESSION });
         return;
       case "response.created":
         this.#response = event.response.id;
@@ -140,7 +141,7 @@ export class Call {
     this.#streaming = null;
     if (unheard.length > 0) this.bargeIns += 1;
     for (const { itemId, contentIndex, heardMs } of unheard)
-      this.#send({
+      this.#connection.send({
         type: "conversation.item.truncate",
         item_id: itemId,
         content_index: contentIndex,
@@ -148,21 +149,36 @@ export class Call {
       });
   }
 
-  #closed(code, reason) {
+  // What was received goes on playing, and the microphone goes on being heard.
+  #lost() {
+    this.state = "resuming";
+    this.userSpeaking = false;
+    this.#on.change();
+  }
+
+  #resumed(event) {
+    this.callId = event.call_id; // a page that was opened anew with the call's token did not know it
+    this.node = event.node;
+    this.region = event.region;
+    this.lost = event.lost;
+    if (event.model === "rebuilt") {
+      // The response that was under way, if any, went with the session that made it.
+      this.#response = this.#streaming = null;
+      this.#cut.clear();
+    }
+    this.#remark(advice.forResumed(event));
+  }
+
+  #remark(text) {
+    this.#on.line(this.#transcript.remark(text));
+  }
+
+  #closed(end) {
     if (this.state === "ended") return;
     this.state = "ended";
     this.userSpeaking = false;
-    const problem = advice.forClose(code, reason, this.#opened, expired(this.#token));
+    const problem = advice.forClose(end);
     if (problem) this.#on.problem(problem);
     this.#on.end();
-  }
-}
-
-function expired(token) {
-  try {
-    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
-    return claims.exp * 1000 < Date.now();
-  } catch {
-    return false; // not a JWT: nothing can be said
   }
 }

@@ -60,6 +60,12 @@ window.__relay = {
   get droppedChunks() {
     return call?.droppedChunks ?? 0;
   },
+  get resumes() {
+    return call?.resumes ?? 0;
+  },
+  get lost() {
+    return call?.lost ?? null;
+  },
 };
 
 // The call
@@ -79,10 +85,9 @@ async function start() {
       report({ what: "The microphone went away.", todo: "Plug it in, stop the call and start again." }),
     );
     await loadConfig(); // anew for each call: tokens are short-lived
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const url = `${scheme}://${location.host}/v1/realtime?model=${encodeURIComponent(config.model)}`;
     call = new Call({
-      url,
+      origins: origins(),
+      model: config.model,
       token: config.token,
       player,
       transcript,
@@ -95,6 +100,13 @@ async function start() {
     starting = false;
     show();
   }
+}
+
+// Where calls are taken: here, then at the other nodes, those of this region first.
+function origins() {
+  const near = (node) => (node.region === config.region ? 0 : 1);
+  const others = config.nodes.toSorted((a, b) => near(a) - near(b)).map(({ url }) => new URL(url).origin);
+  return [...new Set([location.origin, ...others])].map((origin) => origin.replace(/^http/, "ws"));
 }
 
 function onChunk(pcm, level) {
@@ -176,16 +188,16 @@ element("inject").onsubmit = async (submit) => {
 async function inject(node, callId, { text, answer }) {
   const item = { type: "message", role: "system", content: [{ type: "input_text", text }] };
   let response;
+  await loadConfig().catch(() => {}); // a call may outlive a token, and the node that the page came from
   try {
-    await loadConfig(); // a call may outlive a token
     response = await fetch(`${node.url}/v1/realtime/calls/${callId}/items?wait=applied`, {
       method: "POST",
       headers: { Authorization: `Bearer ${config.backend_token}`, "Content-Type": "application/json" },
       body: JSON.stringify({ item, response: answer }),
       signal: AbortSignal.timeout(INJECT_TIMEOUT_MS),
     });
-  } catch (error) {
-    return refused(error instanceof ConfigError ? advice.forConfig(error.status) : advice.forInjection(node.name, 0));
+  } catch {
+    return refused(advice.forInjection(node.name, 0));
   }
   const body = await response.json().catch(() => ({}));
   if (!response.ok) return refused(advice.forInjection(node.name, response.status, body.error));
@@ -242,12 +254,13 @@ const HINTS = {
   starting: "Asking for the microphone…",
   connecting: "Connecting…",
   live: "Speak; you may interrupt the model at any time.",
+  resuming: "The connection is gone; coming back to the call. What you say now is kept for two seconds.",
   ended: "The call has ended.",
 };
 
 function paint() {
-  const { state, callId, node, region, bargeIns, droppedChunks } = window.__relay;
-  const inCall = state === "connecting" || state === "live";
+  const { state, callId, node, region, bargeIns, droppedChunks, resumes } = window.__relay;
+  const inCall = state === "connecting" || state === "live" || state === "resuming";
   button.disabled = state === "starting" || (config === null && problems.length === 0);
   button.textContent = inCall ? "Stop call" : "Start call";
   button.classList.toggle("stop", inCall);
@@ -257,9 +270,11 @@ function paint() {
   element("node").textContent = node ?? "–";
   element("region").textContent = region ?? "–";
   element("barge-ins").textContent = bargeIns;
+  element("resumes").textContent = resumes;
   element("dropped").textContent = `${droppedChunks} chunks`;
   element("dropped").classList.toggle("refused", droppedChunks > 0);
-  element("inject-button").disabled = state !== "live" || callId === null || injecting;
+  const isOn = state === "live" || state === "resuming"; // a message waits for a call that is on its way back
+  element("inject-button").disabled = !isOn || callId === null || injecting;
   if (config && shownNode !== node) {
     shownNode = node;
     fillNodes();

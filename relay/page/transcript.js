@@ -2,9 +2,10 @@
 
 const MAX_LINES = 300; // the page keeps the newest; the relay's memory has the whole conversation
 
-/** A line is {id, role, text, done, note}; role is user, assistant, system or tool. */
+/** A line is {id, role, text, done, note}; role is user, assistant, system, tool, or relay for what is no item. */
 export class Transcript {
   lines = [];
+  #remarks = 0;
 
   /** Take an event in; returns the line that it finished, else null. */
   apply(event) {
@@ -46,6 +47,14 @@ export class Transcript {
   note(id, text) {
     const line = this.lines.find((candidate) => candidate.id === id);
     if (line) line.note = text;
+  }
+
+  /** Add a line about the call itself at the end, and return it. */
+  remark(text) {
+    const line = this.#line(`remark ${++this.#remarks}`, "relay");
+    line.text = text;
+    line.done = true;
+    return line;
   }
 
   #item({ type, item, previous_item_id: previous }) {

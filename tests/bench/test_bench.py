@@ -6,10 +6,13 @@ import sys
 
 import pytest
 
+from ops.bench.resume import WAYS, ResumeShape
+from ops.bench.resume_report import resume_table
 from ops.bench.side import MODES, SideShape
 from ops.bench.side_report import side_table
+from tests.bench import remembering
 from tests.bench.many_calls import Size, measure
-from tests.bench.report import table
+from tests.bench.report import memory_table, table
 from tests.support.bus import QUICK
 from tests.support.redis_server import find_binary
 
@@ -81,6 +84,60 @@ def _side_run(mode, added_ms, late_ms, others):
     if mode.has_side_legs:
         run["heard"] = {kind: {"latency_ms": ages} for kind in ("up", "down", "words")}
     return run
+
+
+def test_calls_go_on_where_their_clients_come_back_while_resumes_are_measured(tmp_path):
+    """On their node, and on another with and without a spare: each is answered, and none before a model was reached."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "ops.bench", "--only", "resume", "--quick", "--calls", "5", "--json", str(figures)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(figures.read_text())["resume"]["ways"]
+    assert {name: len(times) for name, times in found.items()} == {way.name: 10 for way in WAYS}
+    round_trip = 2 * ResumeShape(10, 5).delay_ms
+    assert all(time["audio_ms"] > round_trip for times in found.values() for time in times)
+    assert all(f"{way.name}" in ran.stdout for way in WAYS)
+
+
+def test_what_a_resume_adds_is_told_from_what_an_answer_takes_anyway():
+    """By the same share of each."""
+    times = {way.name: [{"open_ms": 1.0, "created_ms": 2.0, "audio_ms": 300.0}] * 3 for way in WAYS}
+    times[WAYS[0].name] = [{"audio_ms": 100.0}] * 3
+    lines = resume_table(ResumeShape(3, 3), {"ways": times}).splitlines()
+    (added,) = [line.split() for line in lines if "more than without resume, p99" in line]
+    assert added[-3:] == ["200.0"] * 3
+    assert added[-4] == "ms"
+
+
+async def test_a_node_that_forgets_writes_nothing_while_its_memory_is_measured():
+    """In the same node and calls, which go on in each of the modes."""
+    load = remembering.Load(calls=10, seconds=0.5, rounds=1, turn_seconds=2.0)
+    found = await remembering.measure(load)
+    for mode, (run,) in found.items():
+        assert run["lost_calls"] == 0, mode
+        assert run["turn_events"] > 0, mode
+        assert run["up_ms"]["count"] > 0, mode
+        assert (run["facts_written"] > 0) == (mode == remembering.MEMORY), mode
+    assert "facts written" in memory_table(load, found)
+
+
+@pytest.mark.parametrize(
+    ("added", "others", "verdict"),
+    [(0.029, 0.0, "met"), (0.031, 0.0, "MISSED"), (0.031, 0.3, "not judged")],
+    ids=["met", "missed", "others at work"],
+)
+def test_what_a_memory_costs_is_judged_if_the_machine_did_nothing_else(added, others, verdict):
+    """A machine that is busy otherwise says nothing about the node."""
+    found = {mode: [_memory_run(1.0 + added * (mode == remembering.MEMORY), others)] for mode in remembering.MODES}
+    (judged,) = [line for line in memory_table(remembering.Load(), found).splitlines() if line.endswith("< 3 %")]
+    assert f"  {verdict}" in judged
+
+
+def _memory_run(node_seconds, others):
+    ages = {"p50": 0.1, "p99": 0.5}
+    cpu = {"node": node_seconds, "redis": 0.1}
+    run = {"cpu_seconds": cpu, "up_ms": ages, "down_ms": ages, "others_cpus": others}
+    return run | {"facts_written": 0, "turn_events": 10}
 
 
 async def test_a_node_with_many_calls_is_measured_through_an_outage():

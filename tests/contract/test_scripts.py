@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fanout.core.envelope import Bell, Envelope
-from fanout.core.records import receipt_from_stored
+from fanout.core.records import call_from_stored, receipt_from_stored
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts, outgoing_args
 from fanout.core.verdicts import Verdict
@@ -87,19 +87,22 @@ _BLOCKS = [
     _step("refresh", claim=_CLAIM, call=_CALL, off=_OFF),
     _step("rewrite", claim=_CLAIM, call=_CALL, off=_OFF, total=st.integers(0, 3),
           entries=st.lists(st.sampled_from([b"x", b"y"]), max_size=3)),
-    _step("end", claim=_CLAIM, call=_CALL, off=_OFF, why=st.sampled_from(["client_hung_up", "model_gone"])),
+    _step("end", claim=_CLAIM, call=_CALL, off=_OFF, why=st.sampled_from(["client_hung_up", "model_gone"]),
+          orphan=_mostly(None, 0, 1)),
     _step("release", claim=_CLAIM, call=_CALL),
+    _step("handover", claim=_CLAIM, call=_CALL, off=_OFF),
     _step("reserve", call=_CALL, tenant=_TENANT, session=st.sampled_from([b"", b"for the client"])),
     *[_step("log", claim=_CLAIM, call=_CALL, off=_OFF, events=st.integers(0, 3), body=_mostly(b"x", b"y", b"long" * 30),
             at=st.none() | st.integers(1, 9), kept=st.integers(1, 5), sound=st.booleans(),
             facts=st.dictionaries(_FACT, st.sampled_from([b"", b"1", b"\xff\x00"])).map(dict.items).map(tuple),
-            gone=st.lists(_FACT, max_size=2))] * 3,
+            gone=st.lists(_FACT, max_size=2), late=_mostly(0, 1), are_all=_mostly(False, True))] * 3,
     *[_step("watch", call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]), sound=st.booleans(),
             after=st.sampled_from(["", "0-0", "5-1", "1790000000123-3", "1999999999999-0"]))] * 2,
     _step("facts", call=_CALL, tenant=_TENANT),
     _step("lookup", call=_CALL, tenant=_TENANT, message=st.just("") | _MESSAGE),
     _step("list", limit=st.integers(0, 3), tenant=_TENANT,
           after=st.none() | st.tuples(st.sampled_from([1000.5, 2000.25, 3000.0]), st.sampled_from(["", *CALLS]))),
+    _step("orphans", late_ms=st.sampled_from([0, 1, 1000]), limit=st.integers(0, 3)),
     _step("alive", node=st.sampled_from([0, 1])),
     _step("beat", node=st.sampled_from([0, 1]), boot=st.sampled_from(["boot-1", "boot-2"]),
           leaves=_mostly(False, True)),
@@ -164,9 +167,51 @@ def _claims(both):
     assert both.claim("take", tenant="other") == [b"absent"]
     assert both.release("aa") == [b"other"]
     assert both.release("bb")[0] == b"released"
+    assert b"moved_at" in both.held[keys(CALLS[0]).call]
+    both.claim("take", "cc")
     assert both.claim("take", "cc")[0] == b"held"
+    assert both.held[keys(CALLS[0]).call][b"state"] == b"live"
+    assert b"moved_at" not in both.held[keys(CALLS[0]).call]
     assert both.end("cc") == [b"held"]
     assert both.claim("fresh")[0] == b"ended"
+
+
+def _hands_over(both):
+    """A call is given up by its owner only, once, and is whose it is taken by."""
+    both.claim("fresh")
+    both.log(facts=[("session", b"s"), ("usage", b"u")])
+    assert both.handover(off=1) == [b"behind"]
+    both.enter(SETTLING)
+    assert both.handover()[0] == b"settling"
+    both.enter(NORMAL)
+    assert both.handover() == both.handover() == [b"held"]
+    assert (both.refresh(), both.log(), both.settle("applied")) == ([b"behind"],) * 3
+    assert both.lookup()[3:5] == [b"", b"moving"]
+    answer = both.claim("take", "bb")
+    assert answer[-1] == [b"session", b"s", b"usage", b"u"]
+    assert both.handover()[0] == both.claim("restore")[0] == b"fenced"
+    assert both.handover("bb") == [b"held"]
+    assert both.claim("restore", "bb")[0] == b"held"
+    assert both.end("bb") == [b"held"]
+    assert both.handover("bb")[0] == b"ended"
+
+
+def _facts_in_order(both):
+    """What was given up and comes late changes none; each claim counts anew."""
+    both.claim("fresh")
+    both.log(facts=[("session", b"s1")])
+    both.log(facts=[("session", b"s2"), ("usage", b"u")])
+    both.log(facts=[("session", b"s1")], gone=["usage"], late=1)
+    both.log(facts=[("session", b"s1")], late=1, are_all=True)
+    assert both.facts() == [b"live", b"session", b"s2", b"usage", b"u"]
+    both.claim("restore")
+    assert b"facts_at" in both.held[keys(CALLS[0]).call]
+    both.claim("take", "bb")
+    assert b"facts_at" not in both.held[keys(CALLS[0]).call]
+    both.log("bb", facts=[("item.00000001", b"i")], are_all=True)
+    assert both.facts() == [b"live", b"item.00000001", b"i"]
+    both.log("bb", are_all=True)
+    assert both.facts() == [b"live"]
 
 
 def _messages(both):
@@ -283,6 +328,40 @@ def _leases(both):
     assert both.claim("take", "bb")[2:4] == [5 * 10**9 - 2000, 0]
 
 
+def _orphans(both):
+    """A call is ended for its owner only as it was found: nobody's, or that of one who has said nothing since."""
+    both.claim("fresh")
+    both.claim("fresh", call=CALLS[1])
+    assert both.orphans() == [b"found"]
+    both.wait(2_000_000)
+    both.refresh()
+    [found, (owned_ms, epoch, claim, state, record, moved_for)] = both.orphans()
+    assert (found, owned_ms, claim, state, moved_for) == (b"found", b"1790000000123", b"aa", b"live", -1)
+    assert call_from_stored(record, epoch=int(epoch), state="live").id == CALLS[1]
+    assert len(both.orphans(late_ms=0)) == 3
+    assert len(both.orphans(late_ms=0, limit=1)) == 2
+    both.publish(call=CALLS[1])
+    for changes in ({"orphan": 1}, {"orphan": 0, "off": 1}, {"orphan": 0, "off": -1}):
+        assert both.end(call=CALLS[1], **changes) == [b"changed"]
+    both.enter(SETTLING)
+    assert both.orphans()[0] == both.end(call=CALLS[1], orphan=0)[0] == b"settling"
+    both.enter(REWRITING)
+    assert both.orphans()[0] == both.end(call=CALLS[1], orphan=0)[0] == b"settling"
+    both.enter(NORMAL)
+    both.wait(10**6)
+    assert both.end(call=CALLS[1], orphan=0) == both.end(call=CALLS[1], orphan=0) == [b"held"]
+    assert both.end(call=CALLS[1], orphan=0, why="model_gone")[0] == both.refresh(call=CALLS[1])[0] == b"ended"
+    assert b"failed" in both.lookup("m1", call=CALLS[1])[1]
+    both.claim("take", "bb")
+    both.release("bb")
+    assert both.orphans(late_ms=0)[1][2] == b""
+    assert both.claim("take", "cc")[0] == b"held"
+    assert both.end("bb", orphan=0) == [b"changed"]
+    both.lose("call")
+    assert both.orphans(late_ms=0) == [b"found"]
+    assert keys(CALLS[0]).owned not in both.held
+
+
 def _nodes(both):
     """A heartbeat is there until its boot leaves."""
     assert both.alive() == [b"gone"]
@@ -310,7 +389,20 @@ def _phases(both):
             assert both.claim("take") == ([b"settling", left_ms] if left_ms else [b"absent"])
 
 
-STORIES = (_fences, _claims, _messages, _long_messages, _logs, _leases, _a_new_server, _nodes, _phases)
+STORIES = (
+    _fences,
+    _claims,
+    _hands_over,
+    _facts_in_order,
+    _messages,
+    _long_messages,
+    _logs,
+    _leases,
+    _orphans,
+    _a_new_server,
+    _nodes,
+    _phases,
+)
 
 
 def _documented(name):

@@ -257,7 +257,7 @@ async def test_a_client_that_reads_nothing_is_ended_and_costs_bounded_memory(nod
     for _ in range(200):  # 40 MB of answers
         await client.send_str('{"type": "conversation.item.retrieve", "item_id": "big"}')
     assert await why(nodes, node, client._response.headers["X-Call-Id"]) == "client_slow"
-    assert 32_768 < session.client.largest_buffer < 2_000_000
+    assert 32_768 < session.client.leg.largest_buffer < 2_000_000
     await ended_at_model(nodes)
 
 
@@ -278,7 +278,7 @@ async def test_a_model_that_reads_nothing_ends_the_call(nodes: Nodes) -> None:
     code, events = await closed(client)
     flooding.cancel()
     assert (code, [event["error"]["code"] for event in events]) == (1013, ["model_slow"])
-    assert 32_768 < session._model.largest_buffer < 2_000_000
+    assert 32_768 < session.model.leg.largest_buffer < 2_000_000
 
 
 async def test_a_silent_client_is_noticed(nodes: Nodes) -> None:

@@ -289,6 +289,29 @@ async def test_a_fault_with_a_typo_is_refused(simulator: Simulator, http: aiohtt
         assert answer.status == 400
 
 
+async def test_items_are_refused_and_transcripts_are_late_on_request(simulator: Simulator, http: aiohttp.ClientSession):
+    ws = await connect(http, simulator, "refuse_items=1,transcription_ms=300")
+    session = {"type": "realtime", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    await ws.send_json({"type": "session.update", "session": session})
+    text = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    await ws.send_json({"type": "conversation.item.create", "item": text})
+    await ws.send_json({"type": "conversation.item.create", "item": text})
+    await ws.send_json({"type": "input_audio_buffer.append", "audio": b64encode(bytes(9600)).decode()})
+    await ws.send_json({"type": "input_audio_buffer.commit"})
+    got = [await ws.receive_json() for _ in range(8)]
+    assert [event["type"] for event in got[:2]] == ["session.created", "session.updated"]
+    assert got[2]["error"]["type"] == "server_error"
+    assert [event["type"] for event in got[3:]] == [
+        *["conversation.item.added", "conversation.item.done", "input_audio_buffer.committed"],
+        *["conversation.item.added", "conversation.item.done"],
+    ]
+    loop = asyncio.get_running_loop()
+    committed_at = loop.time()
+    assert (await ws.receive_json())["type"] == "conversation.item.input_audio_transcription.delta"
+    assert 0.2 < loop.time() - committed_at < 2
+    await ws.close()
+
+
 # -- what it remembers, what it leaves behind ------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ def playing(phase: Phase = Phase.OPEN, **rules: Any) -> Bridge:
     if phase in {Phase.ANNOUNCING, Phase.OPEN}:
         bridge.on_model_opened(None, NOW)
     if phase is Phase.OPEN:
-        bridge.on_announced(None, NOW, WALL)
+        bridge.on_announced((), NOW, WALL)
     if phase is Phase.ENDED:
         bridge.on_ended()
     return bridge
@@ -62,7 +62,7 @@ def test_a_step_that_the_table_does_not_have_raises(phase, step):
     bridge = playing(phase)
     act = {
         Step.MODEL_OPENED: lambda: bridge.on_model_opened(None, NOW),
-        Step.ANNOUNCED: lambda: bridge.on_announced(None, NOW, WALL),
+        Step.ANNOUNCED: lambda: bridge.on_announced((), NOW, WALL),
         Step.ENDED: bridge.on_ended,
     }[step]
     if step in TRANSITIONS[phase]:
@@ -126,7 +126,7 @@ def test_what_the_model_sends_before_the_call_is_registered_waits_for_that():
     bridge = playing(Phase.ANNOUNCING)
     assert from_model(bridge, CREATED) == []
     assert from_model(bridge, event("error", error={"event_id": None})) == []
-    held = bridge.on_announced(None, NOW, WALL)
+    held = bridge.on_announced((), NOW, WALL)
     assert [action.payload for action in held[:2]] == [CREATED, event("error", error={"event_id": None})]
     assert held[2:] == [Resume(MODEL)]
     assert from_model(bridge, CREATED) == [Send(CLIENT, CREATED)]
@@ -137,14 +137,14 @@ def test_relay_started_is_the_first_event_of_a_client_that_knows_it():
     bridge = playing(Phase.ANNOUNCING)
     from_model(bridge, CREATED)
     started = event("relay.started")
-    assert bridge.on_announced(started, NOW, WALL) == [Send(CLIENT, started), Send(CLIENT, CREATED), Resume(MODEL)]
+    assert bridge.on_announced([started], NOW, WALL) == [Send(CLIENT, started), Send(CLIENT, CREATED), Resume(MODEL)]
 
 
 def test_the_model_is_paused_when_as_much_is_held_for_the_client_as_may_be():
     """A bus that is slow must not fill the node's memory with the model's audio."""
     bridge = playing(Phase.ANNOUNCING, hold_items=2)
     assert [from_model(bridge, CREATED) for _ in range(3)] == [[], [Pause(MODEL)], [Pause(MODEL)]]
-    assert bridge.on_announced(None, NOW, WALL) == [Send(CLIENT, CREATED)] * 3 + [Resume(MODEL)]
+    assert bridge.on_announced((), NOW, WALL) == [Send(CLIENT, CREATED)] * 3 + [Resume(MODEL)]
 
 
 def test_the_client_reaches_the_model_while_the_call_is_being_registered():
@@ -293,7 +293,7 @@ def test_binary_audio_is_held_in_order_with_the_events():
     from_model(bridge, CREATED)
     from_model(bridge, json.dumps(DELTAS["type first"], separators=(",", ":")).encode())
     held = [Send(CLIENT, CREATED), Send(CLIENT, AUDIO, Opcode.BINARY), Resume(MODEL)]
-    assert bridge.on_announced(None, NOW, WALL) == held
+    assert bridge.on_announced((), NOW, WALL) == held
 
 
 @pytest.mark.parametrize("rest", ["!!", '"delta":"AAA"}', '"delta":"é"}'], ids=["no JSON", "half a group", "no base64"])
@@ -311,7 +311,7 @@ def test_a_message_waits_until_the_call_is_open():
     bridge = playing(Phase.DIALLING)
     assert bridge.inject(injection(), NOW, WALL) == []
     assert bridge.on_model_opened(None, NOW) == [Resume(CLIENT)]
-    (created,) = sent(bridge.on_announced(None, NOW, WALL), MODEL)
+    (created,) = sent(bridge.on_announced((), NOW, WALL), MODEL)
     assert created["item"]["id"] == "item_m1"
 
 

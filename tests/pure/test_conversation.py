@@ -27,7 +27,7 @@ class Talk:
         ids = count(1)
         self.bridge = Bridge(Rules(apply_seconds=APPLY_SECONDS, **rules), lambda: f"event_{next(ids)}")
         self.bridge.on_model_opened(opening_update({"instructions": "Hi"}) if opening else None, NOW)
-        self.bridge.on_announced(None, NOW, WALL)
+        self.bridge.on_announced((), NOW, WALL)
         self.names = count(1)
 
     def watched(self) -> "Talk":
@@ -157,7 +157,7 @@ def test_a_model_that_speaks_before_the_opening_went_out_is_held_to_it():
     assert passed(bridge.on_model_text(CREATED, NOW, WALL)) is None
     opening = opening_update({"instructions": "Hi"})
     assert bridge.on_model_opened(opening, NOW)[0] == Send(Side.MODEL, opening)
-    bridge.on_announced(None, NOW, WALL)
+    bridge.on_announced((), NOW, WALL)
     assert json.loads(passed(bridge.on_model_text(UPDATED, NOW, WALL)) or b"")["type"] == "session.created"
 
 
@@ -680,7 +680,7 @@ def test_ids_are_no_audio(talk):
     [
         (event("conversation.item.added", item={"id": "x"}), ["item.00000000"]),
         (event("conversation.item.done", item={"id": "a", "content": [{"text": "hi"}]}), ["item.00000000"]),
-        (event("conversation.item.deleted", item_id="a"), ["item.00000000"]),
+        (event("conversation.item.deleted", item_id="a"), ["item.00000000", "gone"]),
         (event("conversation.item.truncated", item_id="a", audio_end_ms=9), ["item.00000000"]),
         (
             event("conversation.item.input_audio_transcription.completed", item_id="a", transcript="hi"),

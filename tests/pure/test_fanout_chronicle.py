@@ -37,7 +37,7 @@ class Owner:
         self.answer = None
 
     def note(self, name, value):
-        self.call.note(name, value, self.now)
+        return self.call.note(name, value, self.now)
 
     def ask(self):
         """What is to be written now, and what Redis answers to it; whether there was anything."""
@@ -320,20 +320,27 @@ def test_sound_that_waits_is_let_go_when_the_last_listener_is_gone():
 # -- facts
 
 
-def test_a_fact_is_written_within_a_second_with_all_that_came_meanwhile():
-    """Only its latest value: a transcript grows with every word."""
+def test_a_fact_is_written_soon_and_those_after_it_together():
+    """A node may die at any time, and they are what the conversation is built from. A transcript grows with every word."""
     owner = Owner(is_watched=False)
+    owner.note("item.1", b"h")
+    assert owner.due() == 0.02
+    assert owner.due(can_write=False) is None
+    assert owner.flush(after=0.02) == []
+    assert owner.facts == {b"item.1": b"h"}
     owner.note("item.1", b"hel")
-    owner.now += 0.4
+    owner.now += 0.1
     owner.note("item.1", b"hello")
     owner.note("usage", b"u")
-    assert owner.due() == 0.6
-    assert owner.due(can_write=False) is None
-    assert owner.flush(after=0.5) is None
-    assert owner.flush(after=0.1) == []
+    assert owner.due() == 0.15
+    assert owner.flush(after=0.14) is None
+    assert owner.flush(after=0.01) == []
     assert owner.facts == {b"item.1": b"hello", b"usage": b"u"}
-    assert owner.call.counts.facts_written == 2
+    assert owner.call.counts.facts_written == 3
     assert owner.due() is None
+    owner.now += 1
+    owner.note("usage", b"v")
+    assert owner.due() == 0.02
 
 
 def test_facts_go_with_the_events_that_came_with_them():
@@ -364,24 +371,72 @@ def test_a_fact_that_did_not_change_is_not_written_again():
 def test_a_fact_for_which_there_is_no_room_is_left_out(limit):
     """What it was before would not be true any more."""
     owner = Owner(is_watched=False, **limit)
-    for name, value in (("a", b"123"), ("b", b"123"), ("c", b"1")):
-        owner.note(name, value)
+    told = [owner.note(name, value) for name, value in (("a", b"123"), ("b", b"123"), ("c", b"1"))]
+    assert told == [True, True, False]
     owner.flush_all()
     assert owner.facts == {b"a": b"123", b"b": b"123"}
     assert owner.call.counts.facts_dropped == 1
-    owner.note("a", b"1234567890")
-    owner.note("b", b"12")
+    assert owner.note("a", b"1234567890") is ("facts_max" in limit)
+    assert owner.note("b", b"12")
     owner.flush_all()
     if "facts_max_bytes" in limit:
         assert owner.facts == {b"b": b"12"}
 
 
+def test_what_goes_makes_room():
+    """So a session that has too much to remember lets the oldest go, and says so."""
+    owner = Owner(is_watched=False, facts_max=2)
+    assert owner.note("item.1", b"1")
+    assert owner.note("item.2", b"2")
+    assert not owner.note("item.3", b"3")
+    assert owner.note("item.1", None)
+    assert owner.note("item.3", b"3")
+    owner.flush_all()
+    assert owner.facts == {b"item.2": b"2", b"item.3": b"3"}
+
+
+def test_a_new_owner_has_the_facts_of_the_last_one():
+    """They are not written again; they take their room, and a Redis that loses them gets them from here."""
+    owner = Owner(is_taken=True, is_watched=False, facts_max=2)
+    owner.call.begin({"session": b"s", "usage": b"u"})
+    assert owner.due() is None
+    assert not owner.note("item.1", b"i")
+    owner.flush_all()
+    owner.note("usage", None)
+    owner.flush_all()
+    owner.call.on_lost(owner.now)
+    owner.flush_all()
+    assert owner.facts == {b"session": b"s"}
+
+
+def test_who_begins_to_watch_after_a_take_over_gets_the_session_that_was_known():
+    """The new owner need not say it again."""
+    owner = Owner(is_taken=True, is_watched=False)
+    owner.call.begin({"session": b"s"})
+    owner.call.on_interest(Ring(LEASE, 0), owner.now)
+    assert owner.flush(after=1) == [(2, [(SNAPSHOT, b"s")])]
+
+
+def test_a_flush_that_was_given_up_and_comes_late_changes_no_fact():
+    """A frozen Redis carries it out after the one that followed it, from another connection."""
+    owner = Owner(is_watched=False)
+    owner.note("item.1", b"hel")
+    owner.note("item.2", b"to go")
+    owner.now += 1
+    late = owner.call.flush(owner.now, owner.epoch, "aa")
+    owner.call.on_outcome(AWAY, owner.now)
+    owner.note("item.1", b"hello")
+    owner.note("item.2", None)
+    owner.flush_all()
+    assert owner.model.execute(late, WALL + owner.now)[0] == b"held"
+    assert owner.facts == {b"item.1": b"hello"}
+
+
 def test_deletions_that_wait_are_bounded():
     """A call that creates and deletes while Redis is away holds no more than others."""
     owner = Owner(is_watched=False, facts_max=2)
-    for number in range(9):
-        owner.note(f"item.{number}", None)
-    owner.note("usage", b"u")
+    assert [owner.note(f"item.{number}", None) for number in range(9)] == [True] * 4 + [False] * 5
+    assert not owner.note("usage", b"u")
     assert owner.call.counts.facts_dropped == 5 + 2  # neither itself nor that it is gone
     owner.note("item.1", b"i")
     owner.flush_all()
@@ -393,21 +448,41 @@ def test_one_flush_carries_so_many_facts():
     owner = Owner(is_watched=False, flush_max_bytes=10)
     for name in "abcd":
         owner.note(name, b"1234")
-    assert [len(owner.flush(after=1) is not None and owner.facts) for _ in range(2)] == [2, 4]
+    assert [len(owner.flush(after=0.02) is not None and owner.facts) for _ in range(2)] == [2, 4]
     assert owner.call.is_written
 
 
 def test_another_redis_gets_every_fact():
     """It may have none; what it lacks of the log is a gap that its reader sees."""
     owner = Owner(is_watched=False)
-    owner.call.on_new_server(owner.now)
+    owner.call.on_lost(owner.now)
     assert owner.due() is None
     owner.note("usage", b"u")
     owner.flush_all()
     owner.model.delete(KEYS.facts)
-    owner.call.on_new_server(owner.now)
+    owner.call.on_lost(owner.now)
     owner.flush_all()
     assert owner.facts == {b"usage": b"u"}
+
+
+def test_a_fact_that_a_failover_brought_back_goes_again():
+    """Its deletion was lost with the primary, or it is of an owner whose claim was taken back."""
+    owner = Owner(is_watched=False, flush_max_bytes=10)
+    for name in ("usage", "session", "item.1"):
+        owner.note(name, b"1234")
+    owner.flush_all()
+    before = owner.model.copy("second")
+    owner.note("item.1", None)
+    owner.flush_all()
+    owner.model = RedisModel("second")
+    owner.call.on_lost(owner.now)
+    owner.flush(after=1)
+    assert owner.answer == [b"behind"]
+    owner.model = before
+    owner.flush(after=1)
+    assert b"item.1" not in owner.facts
+    owner.flush_all()
+    assert owner.facts == {b"session": b"1234", b"usage": b"1234"}
 
 
 def test_who_is_in_a_hurry_does_not_wait_for_other_facts():
@@ -419,11 +494,32 @@ def test_who_is_in_a_hurry_does_not_wait_for_other_facts():
     assert owner.flush() == []
     assert owner.call.is_written
     owner.note("usage", b"u2")
-    assert owner.due() == 1
+    assert owner.due() == 0.25
     owner.flush_all()
     owner.call.hurry()
     owner.note("usage", b"u3")
-    assert owner.due() == 1
+    assert owner.due() == 0.02
+
+
+def test_a_call_that_is_to_be_somebody_elses_writes_what_it_has_and_takes_no_more():
+    """Its facts stay until somebody has them: this Redis may lose them."""
+    owner = Owner(is_heard=True)
+    owner.note("usage", b"u")
+    owner.flush_all()
+    owner.note("usage", b"v")
+    owner.call.log(b"e1")
+    owner.call.sound(b"a")
+    owner.call.leave()
+    owner.call.log(b"e2")
+    assert owner.note("usage", b"w")
+    assert not owner.call.on_interest(Ring(LEASE, LEASE), owner.now)
+    assert owner.due() == 0.0
+    assert owner.flush() == [(1, [(EVENT, b"e1")])]
+    assert owner.call.is_written
+    owner.model.delete(KEYS.facts)
+    owner.call.on_lost(owner.now)
+    owner.flush_all()
+    assert owner.facts == {b"usage": b"v"}
 
 
 # -- what the answers mean
@@ -471,16 +567,26 @@ def test_an_owner_whose_record_is_gone_waits_until_it_is_restored():
 
 
 @pytest.mark.parametrize("word", [b"fenced", b"ended"])
-def test_a_call_that_is_somebody_elses_or_over_is_let_go(word):
-    """Silently: its owner learns it where it learns the reason."""
+def test_a_call_that_is_somebody_elses_or_over_waits_until_its_owner_knows(word):
+    """Who decides that reads for itself: a failover may take the other's claim back, and then all is still needed."""
     owner = Owner()
     owner.note("usage", b"u")
     owner.call.log(b"e")
     owner.ask()
-    assert owner.call.on_outcome([word, b"9"], owner.now)
+    assert not owner.call.on_outcome([word, b"9"], owner.now)
+    assert owner.due() == 0.25
+    assert owner.flush(after=0.25) == [(1, [(EVENT, b"e")])]
+    assert owner.facts == {b"usage": b"u"}
+
+
+def test_a_call_that_is_closed_keeps_nothing():
+    """It is over, or somebody else's."""
+    owner = Owner()
+    owner.note("usage", b"u")
+    owner.call.close()
     owner.call.log(b"e")
-    owner.note("usage", b"v")
-    owner.call.on_new_server(owner.now)
+    assert owner.note("usage", b"v")
+    owner.call.on_lost(owner.now)
     assert not owner.call.on_interest(Ring(LEASE, LEASE), owner.now)
     assert (owner.call.is_watched, owner.call.is_written, owner.due()) == (False, True, None)
 

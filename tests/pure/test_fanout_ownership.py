@@ -8,7 +8,8 @@ import pytest
 from fanout.core.envelope import Envelope
 from fanout.core.inbox import Entry, Position
 from fanout.core.memory import Memory
-from fanout.core.ownership import SETTLES_MAX, Expected, Ownership, Phase
+from fanout.core.ownership import SETTLES_MAX, Ownership
+from fanout.core.phases import Expected, Phase
 from fanout.core.records import message_from_envelope, message_to_envelope
 from fanout.core.scripts import Scripts, outgoing_args
 from fanout.errors import RegionUnreachable
@@ -36,6 +37,10 @@ KEYS = SCRIPTS.keys.call(RECORD.id, RECORD.tenant)
 TROUBLE = RegionUnreachable("iad")
 
 
+def read_entry(entry_id: str, message_id: str, packed: bytes) -> Entry:
+    return Entry(entry_id, message_id, message_from_envelope(Envelope.unpack(packed, max_bytes=9999)))
+
+
 class World:
     """A Redis that is settled unless it is said to be new, and owners on it."""
 
@@ -53,9 +58,6 @@ class World:
         self.redis = data.copy("second") if data else RedisModel("second")
 
     def owner(self, expected: Expected | None = None) -> Ownership:
-        def read_entry(entry_id: str, message_id: str, packed: bytes) -> Entry:
-            return Entry(entry_id, message_id, message_from_envelope(Envelope.unpack(packed, max_bytes=9999)))
-
         name = f"boot.{next(self._claims)}"
         names = (f"{name}-{number}" for number in count(1))
         return Ownership(RECORD, SCRIPTS, new_claim=lambda: next(names), read_entry=read_entry, expected=expected)
@@ -326,6 +328,146 @@ def test_a_take_over_that_its_client_gave_up_is_undone(world):
     world.drive(other)
     assert other.phase is Phase.LOST
     assert world.look("")[3] == b""
+
+
+@pytest.mark.parametrize("executed", [True, False])
+def test_a_take_over_that_its_client_left_is_undone_and_forgotten(world, executed):
+    """A new Redis must not hear of it: it was never ours."""
+    owner = world.live()
+    other = world.owner(Expected(owner.epoch, owner.claim))
+    steps = other.steps(world.now, world.now)
+    outcomes = [world.redis.execute(step.run, world.now) if executed else TROUBLE for step in steps]
+    assert other.hand_over()
+    assert not other.hand_over()
+    assert not other.end(TOMBSTONE, world.now)
+    other.on_outcomes(steps, outcomes, world.now, world.now)
+    world.drive(other)
+    assert (other.phase, other.epoch) == (Phase.LOST, 0)
+    assert world.look("")[4] == (b"moving" if executed else b"live")
+    other.on_new_server()
+    assert other.due(world.now) is None
+
+
+def test_a_take_over_brings_the_facts_in_the_same_step(world):
+    """An owner that had the claim without them could lose them to a Redis that comes back empty."""
+    owner = world.live()
+    facts = {"session": b"s", "usage": b"u"}
+    world.redis.execute(
+        SCRIPTS.log(KEYS, owner.epoch, owner.claim, batch=None, lowest="", sound=None, facts=facts, number=1), world.now
+    )
+    assert owner.known is None
+    other = world.owner(Expected(owner.epoch, owner.claim))
+    world.drive(other)
+    assert other.known == [b"session", b"s", b"usage", b"u"]
+
+
+def test_a_call_is_handed_over_after_what_was_said_of_it(world):
+    """What has no end yet is the next owner's; nothing more comes here."""
+    owner = world.live()
+    for message_id in ("m1", "m2"):
+        world.put(message_id)
+    owner.on_subscribed()
+    world.drive(owner)
+    world.apply(owner, "m1")
+    assert owner.hand_over()
+    assert not owner.hand_over()
+    assert not owner.end(TOMBSTONE, world.now)
+    assert not owner.is_held
+    assert owner.may_write
+    world.put("m3")
+    owner.on_subscribed()
+    assert world.drive(owner) == []
+    assert (owner.phase, owner.may_write, owner.due(world.now)) == (Phase.HANDED_OVER, False, None)
+    assert world.look("")[3:5] == [b"", b"moving"]
+    other = world.owner(Expected(owner.epoch, ""))
+    assert world.drive(other) == ["m2", "m3"]
+    assert other.memory.entries == [b"memory of m1"]
+    assert world.look("")[4] == b"live"
+
+
+def test_a_call_is_not_handed_over_before_its_facts_are_written(world):
+    """The next owner builds the conversation from them. Meanwhile it is looked after as ever."""
+    is_noted = False
+    names = count(1)
+    owner = Ownership(
+        RECORD, SCRIPTS, new_claim=lambda: f"boot.{next(names)}", read_entry=read_entry, is_noted=lambda: is_noted
+    )
+    world.drive(owner)
+    owner.hand_over()
+    assert owner.due(world.now) is None
+    world.redis = RedisModel("second")
+    owner.ask_refresh()
+    world.drive(owner)
+    assert owner.restores == 1
+    assert world.look("")[3:5] == [owner.claim.encode(), b"moving"]
+    is_noted = True
+    world.settle_redis()
+    world.drive(owner)
+    assert world.look("")[3:5] == [b"", b"moving"]
+
+
+def test_a_hand_over_whose_answer_was_lost_is_made_again(world):
+    """It may not have happened, and then the call would have an owner that is gone."""
+    for executed in (True, False):
+        owner = world.live()
+        owner.hand_over()
+        world.lose_answers(owner, executed=executed)
+        assert owner.phase is Phase.HANDING_OVER
+        world.drive(owner)
+        assert owner.phase is Phase.HANDED_OVER
+        world.redis.delete(KEYS.call)
+
+
+def test_a_new_call_that_is_given_up_before_it_is_claimed_is_handed_over_then(world):
+    """Its client has been told to come back, and would find nothing."""
+    owner = world.owner()
+    owner.hand_over()
+    assert world.drive(owner) == []
+    assert owner.phase is Phase.HANDED_OVER
+    assert world.look("")[4] == b"moving"
+
+
+def test_a_new_redis_is_told_of_a_call_that_was_handed_over(world):
+    """With all that was known; its last owner alone has it. Not of one that somebody has taken."""
+    owner = world.live()
+    world.deliver(owner, "m1")
+    world.apply(owner, "m1")
+    owner.hand_over()
+    world.drive(owner)
+    before = world.redis.copy("replica")
+    world.new_redis()
+    owner.on_new_server()
+    world.drive(owner)
+    assert owner.phase is Phase.HANDING_OVER
+    world.settle_redis()
+    world.drive(owner)
+    assert owner.phase is Phase.HANDED_OVER
+    other = world.owner(Expected(owner.epoch, ""))
+    world.drive(other)
+    assert other.memory.entries == [b"memory of m1"]
+    world.new_redis(before)
+    other.on_new_server()
+    world.drive(other)
+    owner.on_new_server()
+    world.drive(owner)
+    assert owner.phase is Phase.LOST
+    world.settle_redis()
+    world.drive(other)
+    assert world.look("")[2:5] == [str(other.epoch).encode(), other.claim.encode(), b"live"]
+
+
+def test_a_call_that_is_over_or_somebody_elses_is_not_handed_over(world):
+    """Its client was told otherwise."""
+    owner = world.live()
+    other = world.owner(Expected(owner.epoch, owner.claim))
+    world.drive(other)
+    owner.ask_refresh()
+    world.drive(owner)
+    assert not owner.hand_over()
+    other.end(TOMBSTONE, world.now)
+    assert not other.hand_over()
+    world.drive(other)
+    assert world.look("")[0] == b"ended"
 
 
 def test_the_end_waits_for_the_verdicts_and_fails_what_has_none(world):

@@ -291,7 +291,7 @@ def test_a_response_outside_the_conversation_is_in_nobodys_way():
     """With ``conversation: "none"`` it may run beside others, and is never the answer to a message."""
     bridge = Bridge(Rules(), lambda: "event_1")
     bridge.on_model_opened(None, NOW)
-    bridge.on_announced(None, NOW, WALL)
+    bridge.on_announced((), NOW, WALL)
     bridge.inject(create("a", response={}), NOW, WALL)
 
     def tell(kind: str, **fields: Any) -> list[Any]:

@@ -520,7 +520,7 @@ def test_a_message_that_cannot_be_sent_expires_on_time_and_is_not_looked_at_befo
     if why != "model not there":
         bridge.on_model_opened(None, NOW)
     if why == "model blocked":
-        bridge.on_announced(None, NOW, WALL)
+        bridge.on_announced((), NOW, WALL)
         bridge.on_model_blocked(True, NOW, WALL)
     assert held_back(bridge) == []
     assert bridge.due(NOW, WALL) == pytest.approx(NOW + 5, abs=0.01)
@@ -547,7 +547,7 @@ def test_those_who_listen_hear_both_sides():
     """And the other leg gets the same bytes."""
     bridge = Bridge(Rules(), lambda: "event_1")
     bridge.on_model_opened(None, NOW)
-    bridge.on_announced(None, NOW, WALL)
+    bridge.on_announced((), NOW, WALL)
     append = b'{"type":"input_audio_buffer.append","audio":"AAAA"}'
     delta = an_event("response.output_audio.delta", delta="AAAA")
     for hears in (False, True):
@@ -568,7 +568,7 @@ def test_audio_that_went_straight_from_leg_to_leg_counts(rate):
     for push_to_talk in (False, True):
         bridge = Bridge(Rules(), lambda: "event_1", lambda: so_far[0])
         bridge.on_model_opened(None, NOW)
-        bridge.on_announced(None, NOW, WALL)
+        bridge.on_announced((), NOW, WALL)
         if push_to_talk:
             session = {"audio": {"input": {"turn_detection": None}}}
             bridge.on_model_text(an_event("session.updated", session=session), NOW, WALL)
@@ -581,7 +581,7 @@ def test_an_append_with_an_event_id_counts_as_audio():
     """Some clients number everything; push to talk counts what was sent."""
     bridge = Bridge(Rules(), lambda: "event_1")
     bridge.on_model_opened(None, NOW)
-    bridge.on_announced(None, NOW, WALL)
+    bridge.on_announced((), NOW, WALL)
     bridge.on_model_text(an_event("session.updated", session={"audio": {"input": {"turn_detection": None}}}), NOW, WALL)
     bridge.on_client_text(an_event("input_audio_buffer.append", event_id="e", audio="AAAA"), NOW)
     assert held_back(bridge) == []

@@ -66,7 +66,7 @@ class Walk:
         self._arrival = {Side.MODEL: 0.0, Side.CLIENT: 0.0}
         self._alarm = 0
         self._act(self.bridge.on_model_opened(None, 0.0))
-        self._act(self.bridge.on_announced(None, 0.0, 0.0))
+        self._act(self.bridge.on_announced((), 0.0, 0.0))
 
     def _delay(self, way: Side) -> float:
         self._arrival[way] = max(self._arrival[way], self.clock.now + self.random.choice((0.0, 0.001, 0.02, 0.2)))

@@ -19,7 +19,7 @@ from relay.api.openapi import document
 from relay.api.page import POLICY, page
 from relay.api.refusals import bus_refusal, rejection
 from relay.api.routes import ROUTES, Kind, Route
-from relay.core.transcript import Transcript
+from relay.core.memory import Memory
 
 DOCUMENT = document(ROUTES)
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -222,7 +222,7 @@ def test_a_call_is_as_described_in_each_state():
 
 def test_an_entry_of_a_transcript_is_as_described():
     """Messages, tool calls and their results, cut off or not."""
-    transcript = Transcript()
+    transcript = Memory()
     text = {"type": "message", "role": "assistant", "status": "completed", "content": [{"type": "text", "text": "hi"}]}
     call = {"type": "function_call", "name": "f", "call_id": "c", "arguments": "{}", "status": "completed"}
     result = {"type": "function_call_output", "call_id": "c", "output": "{}"}

@@ -36,9 +36,10 @@ def test_the_core_has_no_io_no_clock_and_no_environment(module: str):
         ("hang", Fault(hang=True)),
         ("refuse=503", Fault(refuse=503)),
         ("stall,malformed=rsv", Fault(stall=True, malformed="rsv")),
+        ("refuse_items=2,transcription_ms=800", Fault(refuse_items=2, transcription_ms=800)),
         ("", Fault()),
     ],
-    ids=["close", "reason", "switch", "refuse", "two", "none"],
+    ids=["close", "reason", "switch", "refuse", "two", "all along", "none"],
 )
 def test_a_fault_reads_as_written(text: str, fault: Fault):
     assert read_text(text) == fault

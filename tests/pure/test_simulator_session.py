@@ -487,6 +487,69 @@ def test_a_rebuilt_history_is_not_answered_again():
     assert said(talk.answer()) == "I am listening. (system: go on as before)"
 
 
+def test_what_was_heard_before_the_rebuilding_is_not_heard_again():
+    """A system message that stands before an answer was quoted in it."""
+    talk = Talk()
+    talk.say("the train is late", role="system")
+    talk.say("old answer", role="assistant")
+    assert said(talk.answer()) == "I am listening."
+
+
+def test_a_re_anchor_item_changes_no_answer():
+    """Whatever is in it: it tells a rebuilt session where it is, and is no prompt."""
+    talk = Talk()
+    talk.say("and now?")
+    talk.say("You were in a call: talk for 9 seconds.", role="system", id="relay_anchor_1")
+    answer = talk.answer()
+    assert said(answer) == "You said: and now?"
+    assert len(audio_of(answer)) < 3 * 48_000
+
+
+@pytest.mark.parametrize("kind", ["input_text", "input_audio"])
+@pytest.mark.parametrize("tools", [[], [TOOL]], ids=["words", "tool"])
+def test_a_turn_that_was_restored_by_its_transcript_is_answered_as_the_spoken_one_would_be(kind: str, tools: list[Any]):
+    live, rebuilt = Talk(), Talk()
+    live.update(tools=tools, audio={"input": {"transcription": {"model": "whisper-1"}}})
+    heard = live.hear(SPOKEN_TURN)
+    words = one(heard, "conversation.item.input_audio_transcription.completed")["transcript"]
+    rebuilt.update(tools=tools)
+    part = {"type": kind, "text" if kind == "input_text" else "transcript": words}
+    rebuilt.send("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+    (item,), (again,) = (
+        one(events, "response.done")["response"]["output"] for events in (live.wait(), rebuilt.answer())
+    )
+    for answer in (item, again):
+        del answer["id"]
+        answer.pop("call_id", None)
+    assert item == again
+
+
+def test_a_transcript_may_come_after_the_answer():
+    """It is nowhere before; of an item that is gone by then there is none."""
+    talk = Talk(transcription_ms=60_000)
+    talk.update(audio={"input": {"transcription": {"model": "whisper-1"}}})
+    talk.hear(SPOKEN_TURN)
+    talk.wait(30)
+    (item, _) = talk.session.conversation
+    assert (item.text(), talk.all[-1]["type"]) == ("", "response.done")
+    assert kinds(talk.wait(30)) == [
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.completed",
+    ]
+    assert item.text() == "1.0 seconds of speech."
+    talk.hear(SPOKEN_TURN)
+    talk.wait(30)
+    talk.send("conversation.item.delete", item_id=one(talk.all[-30:], "input_audio_buffer.committed")["item_id"])
+    assert talk.wait(31) == []
+
+
+def test_so_many_items_are_refused_as_by_a_failing_server():
+    talk = Talk(refuse_items=1)
+    error = error_of(talk.say("hello", id="mine"))
+    assert (error["type"], error["code"]) == ("server_error", "server_error")
+    assert kinds(talk.say("hello", id="mine")) == ["conversation.item.added", "conversation.item.done"]
+
+
 def test_a_second_response_is_refused_while_one_is_active():
     talk = Talk()
     talk.send("response.create")

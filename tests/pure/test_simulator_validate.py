@@ -68,6 +68,14 @@ WRONG = {
         "invalid_value",
         "item.content[0].type",
     ),
+    "the assistant spoke": (
+        item(type="message", role="assistant", content=[{"type": "output_audio", "transcript": "hi"}]),
+        "invalid_value",
+        "item.content[0].type",
+    ),
+    "session id": (update(id="sess_1"), "unknown_parameter", "session.id"),
+    "session object": (update(object="realtime.session"), "unknown_parameter", "session.object"),
+    "session expiry": (update(expires_at=1), "unknown_parameter", "session.expires_at"),
     "item type": (item(type="thought"), "invalid_value", "item.type"),
     "long text": (
         item(type="message", role="user", content=[{"type": "input_text", "text": "x" * 256_001}]),

@@ -5,7 +5,7 @@ It is at one node at a time, and comes back until it has its call again; a node 
 
 from typing import TYPE_CHECKING
 
-from fanout.core.ownership import Phase
+from fanout.core.phases import Phase
 from fanout.messages import CallRecord, Tombstone
 from tests.simulation.facts import Facts
 from tests.simulation.world import World
@@ -50,9 +50,13 @@ class Client:
         self.owned = node.owning.own(self.record, self)
 
     def move(self, node: "Node") -> None:
-        """The connection to its node is gone, and it resumes at another."""
+        """The connection to its node is gone, or its node asked it to go, and it resumes at another."""
         if self.is_live and node is not self.node:
             self._world.note("client of", self.record.id, "moves to", node.name)
+            owned = self.owned
+            if owned is not None and owned.node.answers and self._world.chance(0.5):
+                self._leave()
+                owned.hand_over()
             self._resume(node)
 
     def hang_up(self) -> None:

@@ -47,7 +47,13 @@ class Facts:
         self.sent: dict[str, Sent] = {}
         self.yielded: list[Yielded] = []
         self.violations: list[str] = []  # seen while it ran
-        self.ended_calls: set[str] = set()
+        self.handed: dict[tuple[str, int], dict[str, bytes]] = {}  # what was known of a call when it was given up
+
+    def compare_with_handed(self, call: str, epoch: int, known: dict[str, bytes]) -> None:
+        """Whoever takes a call that was handed over gets what was known of it."""
+        handed = self.handed.get((call, epoch))
+        if handed is not None and handed != known:
+            self.violate(f"{call} was handed over with {handed}, and is taken with {known}")
 
     def violate(self, text: str) -> None:
         """A promise was broken, there and then."""

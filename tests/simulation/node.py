@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fanout.core.envelope import Envelope
-from fanout.core.ownership import Expected
+from fanout.core.phases import Expected
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts
 from fanout.errors import RegionUnreachable
@@ -117,6 +117,9 @@ class Node:
     def take(self, record: CallRecord, tenant: str, client: Client) -> None:
         """A client resumes its call here: on its owner it is the same call, elsewhere it is taken over."""
         known = self.owning.by_id.get(record.id)
+        if known is not None and known.protocol.is_given_up:
+            client.on_refused(self, "moving")
+            return
         if known is not None:
             client.on_attached(known)
             return
@@ -127,6 +130,8 @@ class Node:
             word = "unreachable" if isinstance(answer, RegionUnreachable) else answer[0].decode()
             if word != "live" or client.is_elsewhere(self):
                 client.on_refused(self, word)
+            elif record.id in self.owning.by_id and self.owning.by_id[record.id].protocol.is_given_up:
+                client.on_refused(self, "moving")
             elif record.id in self.owning.by_id:
                 client.on_attached(self.owning.by_id[record.id])
             else:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.envelope import Bell, Envelope
+from fanout.core.envelope import Envelope, Look, Ring, unpack_ring
 from fanout.core.inbox import Entry, Position
-from fanout.core.ownership import Expected, Ownership, Phase, Step
+from fanout.core.ownership import Ownership
+from fanout.core.phases import Expected, Phase, Step
 from fanout.core.records import message_from_envelope
 from fanout.errors import RegionUnreachable
 from fanout.messages import CallRecord, Message, Status, Tombstone
 from tests.simulation.facts import Yielded
+from tests.simulation.noting import Noting
 from tests.simulation.session import Session
 
 if TYPE_CHECKING:
@@ -35,8 +37,15 @@ class Owned:
         self.record = record
         self.client: Client | None = client
         self.protocol = Ownership(
-            record, node.scripts, new_claim=node.new_claim, read_entry=_read_entry, expected=expected
+            record,
+            node.scripts,
+            new_claim=node.new_claim,
+            read_entry=_read_entry,
+            expected=expected,
+            is_noted=lambda: self.noting.chronicle.is_written,
         )
+        self.noting = Noting(node, self.protocol, lambda: agenda.look(self), is_taken=expected is not None)
+        self.expected = expected
         self.session = Session(node.world, node.facts, self, refuses=node.refuses)
         self.is_registered = False
         self.is_subscribed = False
@@ -60,13 +69,41 @@ class Owned:
                 self.node.world.note(self.node_name, "says", message_id, status.value)
             self._agenda.look(self)
 
+    def note(self, name: str, value: bytes | None) -> None:
+        """See `Place`."""
+        self.noting.note(name, value)
+
+    def hand_over(self) -> None:
+        """The node wants to be rid of the call."""
+        if self.protocol.hand_over():
+            self.node.world.note(self.node_name, "hands over", self.record.id)
+            self.session.close()
+            self.noting.chronicle.leave()
+            self.noting.on_changed()
+            self._agenda.look(self)
+
+    def on_outcomes(self, steps: list[Step], outcomes: list[Any]) -> None:
+        """As in OwnedCall."""
+        protocol, restores, world = self.protocol, self.protocol.restores, self.node.world
+        messages = protocol.on_outcomes(steps, outcomes, world.now, self.wall())
+        if protocol.known is not None:
+            self.noting.begin(protocol.known)
+            protocol.known = None
+            if self.expected is not None and not self.expected.claim:
+                self.node.facts.compare_with_handed(self.record.id, self.expected.epoch, self.noting.facts)
+        if protocol.restores != restores:
+            self.noting.on_lost()
+        if protocol.phase is Phase.HANDED_OVER:
+            self.node.facts.handed[self.record.id, protocol.epoch] = self.noting.facts
+        self.give(messages)
+
     def end(self, tombstone: Tombstone) -> None:
         """The call is over."""
         if self.protocol.end(tombstone, self.wall()):
             self.session.close()
             self._agenda.look(self)
 
-    def hand_over(self, messages: list[Message]) -> None:
+    def give(self, messages: list[Message]) -> None:
         """Deliver, in order."""
         for message in messages:
             if self.protocol.phase is not Phase.HELD:
@@ -103,10 +140,14 @@ class Owning:
         call = self.by_channel.get(channel)
         if call is None:
             return
-        bell = Bell.unpack(payload, max_bytes=1 << 20)
+        bell = unpack_ring(payload, max_bytes=1 << 20)
+        if isinstance(bell, Ring | Look):
+            call.protocol.ask_refresh()
+            self.look(call)
+            return
         entry = Entry(bell.entry_id, bell.message_id, _readable(bell.envelope) if bell.envelope else None)
         previous = Position(bell.previous_entry_id, bell.previous_message_id)
-        call.hand_over(call.protocol.on_bell(entry, previous, self._node.wall()))
+        call.give(call.protocol.on_bell(entry, previous, self._node.wall()))
 
     def on_subscribed(self, channel: str) -> None:
         """A call's channel was acknowledged."""
@@ -124,6 +165,7 @@ class Owning:
 
     def _introduce(self, call: Owned) -> None:
         call.protocol.on_new_server()
+        call.noting.on_lost()
         self.look(call)
 
     def sweep(self) -> None:
@@ -144,7 +186,8 @@ class Owning:
                 call.session.build()
             if call.client is not None:
                 call.client.on_registered(call)
-        if protocol.phase is Phase.ENDING:
+        call.noting.on_changed()
+        if protocol.phase in {Phase.ENDING, Phase.HANDING_OVER}:
             self._leave(call)
         elif protocol.is_kept_only:
             self._on_over(call)
@@ -160,17 +203,19 @@ class Owning:
             self._node.later(due, self._ask, call, due)
 
     def _leave(self, call: Owned) -> None:
+        if call.protocol.phase not in {Phase.HANDING_OVER, Phase.HANDED_OVER}:
+            call.noting.chronicle.close()
         channel = call.protocol.keys.channel
         if self.by_channel.get(channel) is call:
             del self.by_channel[channel]
             self._node.link.unsubscribe(channel)
 
     def _on_over(self, call: Owned) -> None:
+        self._leave(call)
         if call in self.kept:
             return
         protocol, node = call.protocol, self._node
         node.world.note(node.name, "is done with", call.record.id, protocol.phase.value, protocol.refusal)
-        self._leave(call)
         if self.by_id.get(call.record.id) is call:
             del self.by_id[call.record.id]
         self.kept[call] = node.world.now + self._settings.keep_seconds
@@ -204,4 +249,4 @@ class Owning:
             call.failures += 1
         else:
             call.not_before, call.failures = 0.0, 0
-        call.hand_over(call.protocol.on_outcomes(steps, outcomes, world.now, self._node.wall()))
+        call.on_outcomes(steps, outcomes)

@@ -61,6 +61,8 @@ def _ownership(schedule: "Schedule", client: Client) -> Iterator[str]:
         yield f"{owned.node.name} holds {client.record.id} as {owned.protocol.epoch}, Redis says {written}"
     if schedule.memory_of(client) != owned.protocol.memory.packed:
         yield f"Redis does not have what {owned.node.name} remembers of {client.record.id}"
+    if (facts := schedule.facts_of(client)) != owned.noting.facts:
+        yield f"Redis has the facts {facts} of {client.record.id}, {owned.node.name} has {owned.noting.facts}"
     yield from _conversation(schedule, owned)
 
 

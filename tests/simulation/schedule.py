@@ -155,6 +155,12 @@ class Schedule:
         memory: list[bytes] = self.home.primary.model.dump(EPOCH + self.world.now).get(key, [])
         return memory
 
+    def facts_of(self, client: Client) -> dict[str, bytes]:
+        """What is known of the call, as a new owner would be given it."""
+        key = self._scripts.keys.call(client.record.id, _TENANT).facts
+        facts = self.home.primary.model.dump(EPOCH + self.world.now).get(key, {})
+        return {name.decode(): value for name, value in sorted(facts.items())}
+
     def key_of(self, client: Client) -> str:
         """The call's key."""
         return self._scripts.keys.call(client.record.id, _TENANT).call

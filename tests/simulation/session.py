@@ -32,6 +32,9 @@ class Place(Protocol):
     def settle(self, message_id: str, status: Status, **details: object) -> None:
         """As OwnedCall.settle."""
 
+    def note(self, name: str, value: bytes | None) -> None:
+        """As OwnedCall.note."""
+
 
 class Session:
     """From the take-over of a call to its end here."""
@@ -126,6 +129,9 @@ class Session:
             self._place.settle(message.id, Status.FAILED, error=_REFUSED)
             return
         entry = message.item_id.encode()
+        self._place.note("usage", b"%d in leg %d" % (len(self.conversation or ()), leg))
+        self._place.note(f"item.{len(self.conversation or ()):02}", entry)
+        self._place.note(f"item.{len(self.conversation or ()) - 4:02}", None)
         self._place.settle(message.id, Status.APPLIED, item_id=message.item_id, memory=entry)
         if message.wants_response:
             self._unanswered[message.id] = message

@@ -218,7 +218,6 @@ async def taken(node: Fanout, call_id: str, **changes: Any) -> Session:
     session = Session(node, call_id=call_id, takes=True, **changes)
     async with asyncio.timeout(5):
         session.call = await node.take(session.record, session._deliver)
-        await session.call.wait_registered()
     return session
 
 

@@ -94,6 +94,7 @@ class Nodes:
             "RELAY_UPSTREAM_KEY": "upstream-key",
             "RELAY_DRAIN_SECONDS": "0",
             "RELAY_CLOSE_SECONDS": "1",
+            "RELAY_REDIAL_SECONDS": "0",  # most tests are of a call with one model leg
         }
         return own | {f"RELAY_{key}": value for key, value in env.items()}
 

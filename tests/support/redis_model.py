@@ -131,6 +131,9 @@ class RedisModel:
             return [b"fenced", held[b"epoch"]]
         return [b"behind"]
 
+    def _give_up(self, key: str) -> None:
+        self._keys[key].update({b"claim": b"", b"state": b"moving", b"moved_at": b"%d" % self._now_ms})
+
     def _interest(self, watchers: str) -> tuple[int, int]:
         events_until = sound_until = self._now_ms
         for node, lease in list(self._keys.get(watchers, {}).items()):
@@ -168,12 +171,12 @@ class RedisModel:
         return [b"ok", b"%.6f" % self._now, self._phase]
 
     def _claim(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, memory, settled, index, _, log, facts, watchers, _, _ = keys
+        _, key, inbox, receipts, tombstone, memory, settled, index, bell, log, facts, watchers, _, _, owned = keys
         mode, claim, restored, replaced_epoch, replaced_claim, latest, call_id, tenant, state, record, start, ttl = args
         ended = self._keys.get(tombstone)
         if ended:
             return [b"ended", ended[b"record"]] if ended[b"tenant"] == tenant else self._nothing_known()
-        held = self._keys.get(key) or {}
+        held = dict(self._keys.get(key) or {})
         if held.get(b"tenant", tenant) != tenant:
             return self._nothing_known() if mode == b"take" else [b"fenced", held.get(b"epoch", b"0")]
 
@@ -201,23 +204,34 @@ class RedisModel:
         self._keys.setdefault(key, {}).update(
             {b"epoch": digits, b"claim": claim, b"tenant": tenant, b"state": state, b"record": record}
         )
-        self._keys[key].pop(b"session", None)
+        for gone in (b"session", b"moved_at", *([b"facts_at"] if held.get(b"claim") != claim else [])):
+            self._keys[key].pop(gone, None)
         self._keys.setdefault(index, {})[call_id] = float(start)
-        for living in (key, inbox, receipts, memory, settled, index, log, facts):
+        self._keys.setdefault(owned, {})[call_id] = float(self._now_ms)
+        for living in (key, inbox, receipts, memory, settled, index, log, facts, owned):
             self._expire(living, ttl)
         interest = self._interest(watchers)
         if mode != b"take":
             return [b"held", digits, *interest]
+        self.published.append((bell, _pack((_VERSION, b"", b"", b"", b"", b""))))
         memory_at = self._keys[key].get(b"memory_at", b"0")
-        return [b"held", digits, *interest, memory_at, list(self._keys.get(memory, ()))]
+        known = [part for fact in self._keys.get(facts, {}).items() for part in fact]
+        return [b"held", digits, *interest, memory_at, list(self._keys.get(memory, ())), known]
 
     def _end(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, tombstone, memory, settled, index, _, log, facts, watchers, feed, sound = keys
-        epoch, claim, call_id, tenant, record, error, node, region, ttl_ms = args
+        _, key, inbox, receipts, tombstone, memory, settled, index, _, log, facts, watchers, feed, sound, owned = keys
+        epoch, claim, call_id, tenant, record, error, node, region, ttl_ms, owned_ms = args
         answer = self._fence(keys, epoch, claim)
         if answer == [b"ended", record]:
             return [b"held"]
-        if answer[0] == b"ended" or (answer[0] == b"fenced" and self._keys[key][b"claim"] != claim):
+        if owned_ms:
+            if answer[0] == b"ended":
+                return answer
+            if answer[0] != b"held" or b"%.0f" % self._keys.get(owned, {}).get(call_id, 0.0) != owned_ms:
+                return [b"changed"]
+            if self._phase != b"normal":
+                return [b"settling", int(self._phase_left)]
+        elif answer[0] == b"ended" or (answer[0] == b"fenced" and self._keys[key][b"claim"] != claim):
             return answer
         if self._phase == b"settling":
             return [b"settling", int(self._phase_left)]
@@ -232,9 +246,9 @@ class RedisModel:
                 self._save(receipts, call_id, message_id, {**known[0], **failed}, ttl_ms)
         for gone in (key, inbox, memory, watchers):
             self.delete(gone)
-        if index in self._keys:
-            self._keys[index].pop(call_id, None)
-            self._delete_empty(index)
+        for calls in (index, owned):
+            self._keys.get(calls, {}).pop(call_id, None)
+            self._delete_empty(calls)
         self._keys[tombstone] = {b"tenant": tenant, b"record": record}
         for kept in (tombstone, receipts, settled, log, facts):
             self._expire(kept, ttl_ms)
@@ -250,6 +264,20 @@ class RedisModel:
             return self._nothing_known()
         known = [part for fact in self._keys.get(facts, {}).items() for part in fact]
         return [b"ended" if ended else b"live" if b"epoch" in call else b"reserved", *known]
+
+    def _handover(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
+        _, key, *_ = keys
+        epoch, claim = args
+        answer = self._fence(keys, epoch, claim)
+        held = self._keys.get(key) or {}
+        if answer[0] == b"behind" and held.get(b"epoch") == epoch and b"moved_at" in held:
+            return [b"held"]
+        if answer[0] != b"held":
+            return answer
+        if self._phase == b"settling":
+            return [b"settling", int(self._phase_left)]
+        self._give_up(key)
+        return [b"held"]
 
     def _list(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, index = keys
@@ -277,8 +305,8 @@ class RedisModel:
         return [b"found", *found]
 
     def _log(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, _, _, _, _, _, _, _, _, log, facts, watchers, feed, sound = keys
-        epoch, claim, ttl_ms, entry, batch, lowest, sounding, count, *noted = args
+        _, key, _, _, _, _, _, _, _, log, facts, watchers, feed, sound, _ = keys
+        epoch, claim, ttl_ms, entry, batch, lowest, sounding, number, are_all, count, *noted = args
         answer = self._fence(keys, epoch, claim)
         if answer[0] != b"held":
             return answer
@@ -293,13 +321,16 @@ class RedisModel:
         if sounding:
             self.published.append((sound, sounding))
         deleted = 2 * int(count)
-        if noted:
+        if int(number) > int(self._keys[key].get(b"facts_at", b"0")):
+            if are_all == b"1":
+                self.delete(facts)
             held = self._keys.setdefault(facts, {})
             held.update(zip(noted[0:deleted:2], noted[1:deleted:2], strict=True))
             for name in noted[deleted:]:
                 held.pop(name, None)
             self._delete_empty(facts)
             self._expire(facts, ttl_ms)
+            self._keys[key][b"facts_at"] = number
         return [b"held", *self._interest(watchers)]
 
     def _lookup(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
@@ -315,6 +346,27 @@ class RedisModel:
         if b"epoch" not in call:
             return [b"reserved", receipt, call.get(b"session", b"")]
         return [b"live", receipt, call[b"epoch"], call[b"claim"], call[b"state"], call[b"record"]]
+
+    def _orphans(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
+        _, owned = keys
+        stem, late_ms, most = args[0].decode(), int(args[1]), int(args[2])
+        if self._phase != b"normal":
+            return [b"settling", int(self._phase_left)]
+        calls: dict[bytes, float] = self._keys.get(owned, {})
+        late = [at for at in sorted((at, name) for name, at in calls.items()) if at[0] <= self._now_ms - late_ms]
+        found: list[Answer] = []
+        for at, call_id in late[:most]:
+            key = stem + call_id.decode()
+            self._drop_expired(key)
+            call = self._keys.get(key, {})
+            if b"epoch" not in call:
+                del calls[call_id]
+                continue
+            moved_at = call.get(b"moved_at")
+            moved_for = self._now_ms - int(moved_at) if moved_at else -1
+            found.append([b"%d" % at, call[b"epoch"], call[b"claim"], call[b"state"], call[b"record"], moved_for])
+        self._delete_empty(owned)
+        return [b"found", *found]
 
     def _publish(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, inbox, receipts, tombstone, _, settled, _, bell, *_ = keys
@@ -415,23 +467,25 @@ class RedisModel:
         return [b"held", call.get(b"last_entry", b""), call.get(b"last_message", b""), more, entries]
 
     def _refresh(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, inbox, receipts, _, memory, settled, index, bell, log, facts, watchers, _, _ = keys
-        epoch, claim, ttl_ms = args
+        _, key, inbox, receipts, _, memory, settled, index, bell, log, facts, watchers, _, _, owned = keys
+        epoch, claim, call_id, ttl_ms = args
         answer = self._fence(keys, epoch, claim)
         if answer[0] != b"held":
             return answer
-        for living in (key, inbox, receipts, memory, settled, index, log, facts):
+        self._keys.setdefault(owned, {})[call_id] = float(self._now_ms)
+        for living in (key, inbox, receipts, memory, settled, index, log, facts, owned):
             self._expire(living, ttl_ms)
         call, heard_by = self._keys[key], self.subscribers.get(bell, 0)
         last = call.get(b"last_entry", b""), call.get(b"last_message", b"")
         return [b"held", *last, heard_by, *self._interest(watchers)]
 
     def _release(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        held = self._keys.get(keys[1]) or {}
+        _, key, *_ = keys
+        held = self._keys.get(key) or {}
         (claim,) = args
         if held.get(b"claim") != claim:
             return [b"other"]
-        held[b"claim"] = b""
+        self._give_up(key)
         return [b"released", held[b"epoch"]]
 
     def _reserve(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
@@ -510,7 +564,7 @@ class RedisModel:
         return [b"held"]
 
     def _watch(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
-        _, key, _, _, tombstone, _, _, _, bell, log, facts, watchers, _, _ = keys
+        _, key, _, _, tombstone, _, _, _, bell, log, facts, watchers, *_ = keys
         tenant, node, lease_ms, wants_sound, after, most, most_bytes = args
         call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
         if ended.get(b"tenant", call.get(b"tenant")) != tenant:
@@ -656,9 +710,11 @@ _SCRIPTS = {
     "claim": RedisModel._claim,
     "end": RedisModel._end,
     "facts": RedisModel._facts,
+    "handover": RedisModel._handover,
     "list": RedisModel._list,
     "log": RedisModel._log,
     "lookup": RedisModel._lookup,
+    "orphans": RedisModel._orphans,
     "publish": RedisModel._publish,
     "read": RedisModel._read,
     "refresh": RedisModel._refresh,

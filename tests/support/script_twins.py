@@ -31,7 +31,7 @@ CALLS = ("call-1", "call-17")  # of one partition, so that one index and one gen
 CLAIMS = ("aa", "bb", "cc")
 NODES = ("n1", "n2", "n3")
 TENANTS = ("acme", "other")
-PARTS = ("call", "inbox", "receipts", "tombstone", "memory", "settled", "index", "log", "facts", "watchers")
+PARTS = ("call", "inbox", "receipts", "tombstone", "memory", "settled", "index", "log", "facts", "watchers", "owned")
 STARTS = {"aa": 1000.5, "bb": 2000.25, "cc": 2000.25}
 
 NORMAL, SETTLING, REWRITING, TIMED = (0, 0), (10**9, 0), (0, 10**9), (2000, 1000)  # ms of each phase
@@ -284,6 +284,14 @@ class Both:
             self._records[call] = (int(answer[1]), "")
         return answer
 
+    def handover(self, claim="aa", *, call=CALLS[0], off=0):
+        """Nobody's then, which is what a take should expect."""
+        epoch = self._epoch(call, claim, off)
+        answer = self.step(self._scripts[0].handover(keys(call), epoch, claim))
+        if answer == [b"held"]:
+            self._records[call] = (epoch, "")
+        return answer
+
     def refresh(self, claim="aa", *, call=CALLS[0], off=0):
         run = self._scripts[0].refresh(keys(call), self._epoch(call, claim, off), claim)
         return self.step(run._replace(args=(*run.args[:-1], REFRESHED_MS)))
@@ -297,11 +305,14 @@ class Both:
         epoch = self._epoch(call, claim, off)
         return self.step(self._scripts[0].rewrite(keys(call), epoch, claim, total, list(entries)))
 
-    def end(self, claim="aa", *, call=CALLS[0], off=0, why="client_hung_up"):
+    def end(self, claim="aa", *, call=CALLS[0], off=0, why="client_hung_up", orphan=None):
+        """`orphan` is how far from the time at which its owner last said that it has it the caller believes that to be."""
         tombstone = Tombstone(
             id=call, tenant="acme", node="n1", region="iad", started_at=0.5, ended_at=1.5, why=why, fault="client"
         )
-        return self.step(self._scripts[0].end(keys(call), self._epoch(call, claim, off), claim, tombstone))
+        owned_ms = "" if orphan is None else f"{self.held.get(keys(call).owned, {}).get(call.encode(), 0.0) + orphan:.0f}"
+        epoch = self._epoch(call, claim, off)
+        return self.step(self._scripts[0].end(keys(call), epoch, claim, tombstone, owned_ms=owned_ms))
 
     def publish(
         self,
@@ -368,9 +379,24 @@ class Both:
         return self.step(run._replace(args=tuple(args)))
 
     def log(
-        self, claim="aa", *, call=CALLS[0], off=0, events=1, body=b"x", at=None, kept=2, sound=False, facts=(), gone=()
+        self,
+        claim="aa",
+        *,
+        call=CALLS[0],
+        off=0,
+        events=1,
+        body=b"x",
+        at=None,
+        kept=2,
+        sound=False,
+        facts=(),
+        gone=(),
+        late=0,
+        are_all=False,
     ):
-        """`at` is the number of the last event, or None for what follows the log; `kept` how many the log keeps."""
+        """`at` is the number of the last event, or None for what follows the log; `kept` how many the log keeps; `late`
+        how many flushes with facts overtook this one.
+        """
         epoch = self._epoch(call, claim, off)
         held = self.held.get(keys(call).log, [])
         last = events + int(held[-1][0].split(b"-")[1]) if held else events
@@ -379,8 +405,9 @@ class Both:
         heard = Batch(epoch, last - events + 1, [(LogKind.AUDIO, b"s"), (LogKind.EVENT, body)]) if sound else None
         lowest = f"{epoch}-{max(0, last - kept + 1)}"
         noted = {**dict(facts), **dict.fromkeys(gone)}
-        run = self._scripts[0].log(keys(call), epoch, claim, batch=batch, lowest=lowest, sound=heard, facts=noted)
-        return self.step(run)
+        number = int(self.held.get(keys(call).call, {}).get(b"facts_at", 0)) + 1 - late if noted or are_all else 0
+        what = {"batch": batch, "lowest": lowest, "sound": heard, "facts": noted, "number": max(0, number)}
+        return self.step(self._scripts[0].log(keys(call), epoch, claim, **what, are_all=are_all))
 
     def watch(self, *, call=CALLS[0], tenant="acme", node=0, sound=False, after="", lease_ms=None):
         """`lease_ms` outlasts the test unless told otherwise."""
@@ -400,6 +427,10 @@ class Both:
 
     def list(self, limit=10, *, tenant="acme", after=None):
         return self.step(self._scripts[0].list(tag_of(CALLS[0]), home_of(CALLS[0]) or "", tenant, limit, after))
+
+    def orphans(self, *, late_ms=1000, limit=10):
+        run = self._scripts[0].orphans(tag_of(CALLS[0]), home_of(CALLS[0]) or "")
+        return self.step(run._replace(args=(*run.args[:-2], late_ms, limit)))
 
     def alive(self, node=0):
         return self.step(self._scripts[0].alive(NODES[node]))

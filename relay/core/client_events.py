@@ -1,0 +1,139 @@
+"""What of a client's events goes to the model, and what is answered here. Pure.
+
+Each that the model answers is remembered until it has, so that its answer is told from those to backends' events, and so
+that it can be said again if the model leg is lost before.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from relay.core import realtime
+from relay.core.actions import Action, Log, Note, Send, Side
+from relay.core.client_session import ClientSession
+from relay.core.gate import Gate
+from relay.core.hidden import Hidden
+from relay.core.memory import Memory
+from relay.core.realtime import ClientEvent, NotAnEvent
+
+CLIENT_EVENTS: Final = "c."  # stands before the client's event ids on the model leg, so that errors find their cause
+NAMELESS_EVENTS: Final = "n."  # and this is the whole id of those that it gave none, where their answer matters here
+
+# Events whose answers must be told from those to backends' events.
+_TRACKED: Final = frozenset(
+    {
+        *("session.update", "input_audio_buffer.commit", "input_audio_buffer.clear", "response.cancel"),
+        *("conversation.item.retrieve", "conversation.item.delete", "conversation.item.truncate"),
+        "conversation.item.create",
+    }
+)
+_NAMED_BYTES: Final = 256 * 1024  # of an item that is given an id: a larger one goes as it is, and only once
+
+# What goes on to the model (None: nothing), and what else follows.
+_Answer = tuple[bytes | None, list[Action]]
+
+
+class ClientEvents:
+    """The events of one call's client. ``restored`` are the items that this model leg has as text only."""
+
+    __slots__ = ("_apply_seconds", "_event_ids", "_gate", "_hidden", "_memory", "_nameless", "_view", "restored")
+
+    def __init__(
+        self,
+        gate: Gate,
+        hidden: Hidden,
+        memory: Memory,
+        view: ClientSession,
+        event_ids: Callable[[], str],
+        *,
+        apply_seconds: float,
+    ) -> None:
+        self._gate = gate
+        self._hidden = hidden
+        self._memory = memory
+        self._view = view
+        self._event_ids = event_ids
+        self._apply_seconds = apply_seconds
+        self._nameless = 0
+        self.restored: frozenset[str] = frozenset()
+
+    def on_event(self, event: ClientEvent, now: float, appended: int) -> _Answer:
+        """Take an event; ``appended`` is how many messages of audio the client has sent."""
+        hidden = self._hidden.refuses(event) if self._hidden else None
+        if hidden is not None:
+            code = f"{event.type.removeprefix('conversation.').replace('.', '_')}_invalid_item_id"
+            return None, self._refusal(event, code, f"Item with item_id {hidden!r} not found.")
+        if event.type == "conversation.item.truncate" and event.text_of("item_id") in self.restored:
+            return None, self._truncated(event)
+        event_id = CLIENT_EVENTS + event.event_id if event.event_id else None
+        if event.type not in _TRACKED and event.type != "response.create":
+            return event.encoded(event_id), []
+        event_id = event_id or self._nameless_id()
+        match event.type:
+            case "response.create":
+                return self._on_response(event, event_id, now)
+            case "session.update":
+                return self._on_update(event, event_id, now)
+            case "input_audio_buffer.commit" | "input_audio_buffer.clear":
+                self._gate.turns.on_buffer_taken(appended)
+        return self._tracked(event, event_id, event.encoded(event_id), now), []
+
+    def _tracked(self, event: ClientEvent, event_id: str, message: bytes, now: float) -> bytes:
+        item_id = event.text_of("item_id")
+        if event.type == "conversation.item.create":
+            item_id = event.named_item(self._event_ids().replace("event_", "item_"), largest=_NAMED_BYTES)
+            message = event.encoded(event_id)
+        self._gate.flights.add(event_id, event.type, item_id, None, now + self._apply_seconds, message)
+        return message
+
+    def _on_update(self, event: ClientEvent, event_id: str, now: float) -> _Answer:
+        message = event.encoded(event_id)
+        update = _decoded(message).get("session")
+        if not isinstance(update, dict):
+            return self._tracked(event, event_id, message, now), []  # the model says what it thinks of it
+        self._view.on_update(update)
+        changed = self._view.changed(update, self._memory.session)
+        if changed is None:
+            return None, [Send(Side.CLIENT, self._view.updated(self._memory.session))]
+        if changed != update:
+            message = realtime.encode({"type": event.type, "event_id": event_id, "session": changed})
+        return self._tracked(event, event_id, message, now), []
+
+    def _on_response(self, event: ClientEvent, event_id: str, now: float) -> _Answer:
+        message = event.encoded(event_id)
+        fields = _decoded(message)
+        if not fields:
+            return message, []  # the model says what it thinks of it
+        response = fields.get("response")
+        if isinstance(response, dict) and response.get("conversation") == "none":
+            return self._tracked(event, event_id, message, now), []
+        goes_on = self._gate.responses.client_wants(fields, event_id, now)
+        if goes_on is None:
+            text = "Too many responses wait for the one that is active: ask again when it is done."
+            return None, self._refusal(event, "too_many_responses", text)
+        return (message if goes_on else None), []
+
+    def _truncated(self, event: ClientEvent) -> list[Action]:
+        """The model has only the words of this item, no audio to cut: what was heard is remembered for the next leg."""
+        fields = _decoded(event.encoded())
+        answer = {key: fields.get(key) for key in ("item_id", "content_index", "audio_end_ms")}
+        answer |= {"type": "conversation.item.truncated", "event_id": self._event_ids()}
+        self._gate.turns.on_cut(event.text_of("item_id"))
+        told = realtime.encode(answer)
+        return [Send(Side.CLIENT, told), Log(told), *(Note(*fact) for fact in self._memory.on_truncated(answer))]
+
+    def _nameless_id(self) -> str:
+        self._nameless += 1
+        return f"{NAMELESS_EVENTS}{self._nameless}"
+
+    def _refusal(self, event: ClientEvent, code: str, text: str) -> list[Action]:
+        cause = event.event_id or None
+        error = realtime.error_event(self._event_ids(), "invalid_request_error", code, text, cause=cause)
+        return [Send(Side.CLIENT, error)]
+
+
+def _decoded(message: bytes) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = realtime.decode(message)
+    except NotAnEvent:
+        return {}
+    return fields
