@@ -280,7 +280,7 @@ class OwnedCall:
         if protocol.known is not None:
             names, values = protocol.known[::2], protocol.known[1::2]
             self.known = open_facts(self._seal, zip(names, values, strict=True))
-            self.chronicle.begin(self.known)
+            self.chronicle.begin(self.known, self._now())
             protocol.known = None
         if protocol.restores != restores:
             self.chronicle.on_lost(self._now())

@@ -6,20 +6,20 @@ bytes, ciphertext and tag. Call and name are authenticated with it.
 """
 
 import base64
-import binascii
 import hmac
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fanout.core.seals import SEALED
 from fanout.errors import Unsealable
 from fanout.settings import MEMORY_KEY_BYTES
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _log = structlog.get_logger("fanout")
 
@@ -43,7 +43,7 @@ def read_memory_keys(text: str) -> dict[str, bytes]:
             raise ValueError(f"key {number}: its id is there twice")
         try:
             keys[key_id] = base64.b64decode(encoded, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise ValueError(f"key {number}: is not base64") from None
         if len(keys[key_id]) != MEMORY_KEY_BYTES:
             raise ValueError(f"key {number}: must be 32 bytes, as of `openssl rand -base64 32`")
@@ -51,11 +51,16 @@ def read_memory_keys(text: str) -> dict[str, bytes]:
 
 
 class Seal:
-    """See `Seals`: the first key seals, all open. Without keys nothing is sealed."""
+    """See `Seals`: the first key seals, all open. Without keys nothing is sealed, and `cryptography` isn't needed."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         self.keys = dict(keys)
         self.failures = 0  # values that could not be opened
+        if keys:
+            from cryptography.exceptions import InvalidTag
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+            self.new_cipher, self.invalid_tag = AESGCM, InvalidTag
 
     def of(self, call_id: str) -> "SealOfCall":
         """See `Seals.of`."""
@@ -104,15 +109,15 @@ class SealOfCall:
             raise Unsealable("it is cut off")
         try:
             return self._cipher(key_id).decrypt(nonce, kept[begin + _NONCE_BYTES :], self._place(name))
-        except InvalidTag:
+        except self._seal.invalid_tag:
             raise Unsealable("it is damaged, from another place, or of another key under the same id") from None
 
-    def _cipher(self, key_id: str) -> AESGCM:
+    def _cipher(self, key_id: str) -> "AESGCM":
         """A key per call: under one for all, a busy fleet would have random nonces recur within the key's life."""
         cipher = self._ciphers.get(key_id)
         if cipher is None:
             derived = hmac.digest(self._seal.keys[key_id], _PURPOSE + self._call_id.encode(), "sha256")
-            cipher = self._ciphers[key_id] = AESGCM(derived)
+            cipher = self._ciphers[key_id] = self._seal.new_cipher(derived)
         return cipher
 
     def _place(self, name: str) -> bytes:

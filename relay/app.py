@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -22,8 +22,7 @@ from relay import handoff
 from relay.call import Services
 from relay.calls import Lives
 from relay.config import ConfigError, Settings
-from relay.core.endings import Ending
-from relay.draining import Calls, Draining
+from relay.draining import Draining
 from relay.http import Api
 from relay.session import Session
 from relay.sideband import SideLeg
@@ -59,9 +58,10 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         supervisor = await stack.enter_async_context(Supervisor.running())
         supervisor.start(lag.watch, name="loop_lag")
         bus = await stack.enter_async_context(Fanout.running(_bus(settings), clock=time.time))  # noqa: TID251  # the clock
+        bus.on_orphan = lambda tombstone: tally.end_orphan(tombstone.why)
         calls: Lives[Session] = await stack.enter_async_context(Lives.running())
         side_legs: Lives[SideLeg] = await stack.enter_async_context(Lives.running())
-        draining = Draining(settings, _drained(calls), side_legs, wall=time.time)  # noqa: TID251  # the clock
+        draining = Draining(settings, calls, side_legs, wall=time.time)  # noqa: TID251  # the clock
         state = _State(settings, calls, side_legs, draining)
         services = Services(settings, upstream, bus, tally, time.time)  # noqa: TID251  # the clock
         public = Api(services, calls, side_legs, lambda: state.health.accepts_calls).make_app()
@@ -71,10 +71,10 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             health=lambda: state.health, metrics=metrics, status=lambda: state.status(bus, lag), drain=state.drain
         )
         url = await _listen(stack, public, settings.host, settings.port, context, settings.socket_buffer_bytes)
+        state.ready()  # before anybody can ask for a drain
         ops_url = await _listen(stack, ops, settings.ops_host, settings.ops_port, None, None)
         await stack.enter_async_context(draining.running())
         stack.callback(state.hurry)
-        state.ready()
         log.info("node_ready", node=settings.node, region=settings.region, url=url, ops_url=ops_url)
         yield Node(url, ops_url, state.drain, state.hurry, draining.wait_over)
 
@@ -92,8 +92,7 @@ class _State:
         self._draining = draining
 
     def ready(self) -> None:
-        if not self._draining.is_begun:  # somebody may have asked for it as soon as the operations port was there
-            self.health = moved(self.health, Health.READY)
+        self.health = moved(self.health, Health.READY)
 
     def drain(self) -> None:
         self.health = moved(self.health, Health.DRAINING)  # first: no new call comes between
@@ -127,45 +126,6 @@ class _State:
         return len(self._side_legs)
 
 
-@dataclass(frozen=True)
-class _Staying:
-    """A call that cannot be moved."""
-
-    call: Session
-    can_move = False
-
-    @property
-    def call_id(self) -> str:
-        return self.call.call_id
-
-    def moment(self, now: float) -> bool:
-        return False
-
-    def move(self) -> None:
-        return None
-
-    def end(self, ending: Ending) -> None:
-        self.call.end(ending)
-
-
-@dataclass(frozen=True)
-class _StayingCalls:
-    calls: Lives[Session]
-
-    def __len__(self) -> int:
-        return len(self.calls)
-
-    def all(self) -> list[_Staying]:
-        return [_Staying(call) for call in self.calls.all()]
-
-    async def wait_empty(self) -> None:
-        await self.calls.wait_empty()
-
-
-def _drained(calls: Lives[Session]) -> Calls:
-    return cast(Calls, calls) if hasattr(Session, "move") else _StayingCalls(calls)
-
-
 def release() -> str:
     """Return the version of the installed package, or say that it runs from a checkout."""
     try:
@@ -196,6 +156,9 @@ def _bus(settings: Settings) -> BusSettings:
         node_ttl_seconds=settings.bus_node_ttl_seconds,
         sweep_seconds=settings.bus_sweep_seconds,
         socket_timeout=settings.bus_socket_timeout,
+        # A call that was handed over waits no shorter for its client than one that kept its node.
+        orphan_seconds=max(BusSettings.orphan_seconds, settings.resume_seconds),
+        memory_keys=settings.memory_keys,
     )
 
 
@@ -306,7 +269,9 @@ def _continuity_metrics(metrics: Metrics, tally: Tally) -> None:
         lambda: tally.orphans,
     )
     metrics.histogram(
-        "relay_rebuild_seconds", "From dialling a new model leg to the whole conversation.", tally.rebuild
+        "relay_rebuild_seconds",
+        "From the loss of a model leg to another one that knows the conversation.",
+        tally.rebuild,
     )
 
 
@@ -338,6 +303,7 @@ _BUS_GAUGES = {
     "unregistered": "Owned calls that Redis does not have yet.",
     "unwritten": "Owned calls with verdicts on messages that Redis does not have yet.",
     "ending": "Ended calls whose tombstone Redis does not have yet.",
+    "orphans_watched": "Calls that seem to have lost their node, or wait for their client after being handed over.",
     "kept": "Calls over here that are remembered in case Redis is replaced.",
     "outgoing": "Messages under way from this node.",
     "outgoing_bytes": "And their bytes.",
@@ -364,7 +330,10 @@ _BUS_COUNTERS = {
     "expired": "Messages that reached their owner after their deadline.",
     "restored": "Records of calls written again into a Redis that lacked them.",
     "lost": "Calls that another node took or ended.",
+    "handed_over": "Calls that this node gave up for another to take.",
+    "orphans_ended": "Calls of nobody that this node ended.",
     "endings_dropped": "Ended calls whose tombstone was given up, for there were too many.",
+    "unsealable": "Sealed facts and items of conversations left out, for no key of this node opens them.",
     "unreadable": "Bells and messages skipped: malformed, or of a newer version.",
     "unreadable_envelopes": "Envelopes on this node's channels skipped: malformed, or of a newer version.",
     "unreadable_receipts": "Receipts skipped: malformed, or of a newer version.",

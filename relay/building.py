@@ -106,6 +106,10 @@ class Building:
         if not self.leg.closing and self.leg.transport is not None:
             self._say(self.rebuild.on_tick(self._loop.time()))
 
+    def wake(self) -> None:
+        """Have ``wait_news`` return."""
+        self._news.set()
+
     def abort(self) -> None:
         """Cut the leg."""
         self.leg.feed(None)

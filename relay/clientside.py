@@ -6,7 +6,7 @@ It owns the client legs. What a client that comes back is told is the session's 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from relay.call import Request, Services
 from relay.core import realtime
@@ -155,6 +155,12 @@ class ClientSide:
         self.leg.close(ending.close)
         if ending.why in {Why.CLIENT_SLOW, Why.CLIENT_SILENT}:
             self.leg.abort()
+
+    def forget(self) -> None:
+        """Cut what is left, and refer back to nothing: an ended call must leave the garbage collector no work."""
+        self.leg.abort()
+        let_go(self.leg, _REPLACED, 0.0)
+        self._call = cast(Any, None)
 
     # From the leg in use
 

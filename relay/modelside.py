@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from relay.building import BuildFailed, Building, refused
 from relay.call import Request, Services
@@ -27,7 +27,7 @@ _LIVED_SECONDS: Final = 5.0  # a leg that lived for so long was a good one
 _PAUSE_SECONDS: Final = 0.1  # before the second attempt; doubles
 _PAUSE_MAX_SECONDS: Final = 4.0
 _LOOK_SECONDS: Final = 0.05  # between looks whether it is the moment to replace a leg that still lives
-_CUT_SHARE: Final = 0.25  # of the margin that is left when any pause will do
+_CUT_SHARE: Final = 0.5  # of the margin that is left when any pause will do
 
 
 class Call(Protocol):
@@ -180,6 +180,11 @@ class ModelSide:
         """Whether it is not known yet until when the model's session lasts."""
         return self._roll_at is None
 
+    def on_news(self) -> None:
+        """The model has said something: this may be the moment for another leg."""
+        if self._building is not None:
+            self._building.wake()
+
     def on_memory_changed(self) -> None:
         """A leg that is being built has more to be told."""
         self._is_behind = True
@@ -317,11 +322,13 @@ class ModelSide:
         if why in {Why.MODEL_SLOW, Why.MODEL_SILENT}:
             self.leg.abort()
 
-    def abort(self) -> None:
-        """Cut what is left."""
+    def forget(self) -> None:
+        """Cut what is left, and refer back to nothing: an ended call must leave the garbage collector no work."""
         if self._building is not None:
             self._building.abort()
         self.leg.abort()
+        let_go(self.leg, Close(1000, ""), 0.0)
+        self._call = cast(Any, None)
 
     # From the leg in use
 

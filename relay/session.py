@@ -7,18 +7,16 @@ everything else comes here from the read callbacks.
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import structlog
 
-from fanout import CallEnded, CallTaken, Message, OwnedCall, Status
+from fanout import CallEnded, CallTaken, Message, OwnedCall
 from relay.call import Request, Services, log_end
 from relay.clientside import Arrival, ClientSide
-from relay.core import messages, realtime
-from relay.core.actions import Action, Complaint, End, Log, Note, Pause, Resume, Send, Side, Sound
+from relay.core import realtime
 from relay.core.bridge import Bridge, Phase
 from relay.core.conversation import Gone, opening_update
 from relay.core.endings import Ending, Why, ended
@@ -27,6 +25,7 @@ from relay.core.memory import Memory
 from relay.core.messages import Settled
 from relay.core.rebuild import Rebuild
 from relay.greeting import Greeter, new_event_id
+from relay.hands import Hands
 from relay.legs import Leg
 from relay.modelside import ModelSide
 from relay.taking import NotTaken, take
@@ -34,11 +33,10 @@ from relay.traffic import Traffic
 from relay.watchdog import Watchdog
 
 _BUG: Final = "internal error of the relay"
-_LOGGED_TEXT: Final = 300  # characters
 _LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
-_ALARM_SECONDS: Final = 0.01  # between looks at the gate that no event asks for
+# After these what the client has said is a turn of its own, or nothing.
+_TURNS: Final = frozenset({f"input_audio_buffer.{what}" for what in ("speech_stopped", "committed", "cleared")})
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
-_KEPT_FRAMES: Final = 50  # of the client's audio before another model leg takes over: a second of 20 ms frames
 
 log = structlog.get_logger("relay")
 
@@ -59,12 +57,17 @@ class Session:
         self._traffic = Traffic(self.client.leg, self.model.leg)
         self._bridge = Bridge(request.rules(settings), new_event_id, self._traffic.passed)
         self._greeter = Greeter(services, request.call_id)
+        self._hands = Hands(
+            services,
+            self._log,
+            self._bridge,
+            self.client,
+            self.model,
+            end=self.end,
+            on_failed=self.on_look_failed,
+        )
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
-        self._owned: OwnedCall | None = None
         self._early: list[Message] | None = [] if request.resumes else None  # come before the memory is there
-        # By message: when it came, and its item as the model gets it.
-        self._injected: dict[str, tuple[float, bytes | None]] = {}
-        self._kept: deque[bytes] | None = None  # the client's last audio, while another model leg is to take over
         self._gone: Gone | None = None  # what the model leg that was lost left behind
         self._has_model = asyncio.Event()
         self._started = request.started_at or services.wall()
@@ -73,8 +76,6 @@ class Session:
         self._is_counted_away = False
         self._skipped = 0  # items that a model refused when the conversation was rebuilt
         self._largest_buffer = 0
-        self._held: set[Side] = set()  # legs paused by the bridge
-        self._alarm: asyncio.TimerHandle | None = None  # when the gate has something to do though nothing happens
 
     @property
     def call_id(self) -> str:
@@ -113,22 +114,28 @@ class Session:
             await self._leave(self._ending.result())
         finally:  # also when we are cancelled
             self.fail(Why.NODE_FAILED, _BUG)  # a no-op unless something is very wrong
-            self.model.abort()
-            self.client.leg.abort()
-            owned, ending = self._owned, self._ending.result()
+            self.model.forget()
+            self.client.forget()
+            owned, ending = self._hands.owned, self._ending.result()
             if owned is not None:
                 owned.on_interest = None  # it refers back, as the call does
-                self._owned = None
                 if not ending.why.goes_on:
                     now = self._services.wall()
                     owned.end(self._request.tombstone(self._settings, ending, self._started, now))
+            self._hands.forget()
 
     async def _live(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                work = tasks.create_task(self._work())
+                started: list[asyncio.Task[None]] = []
+
+                def start(work: Coroutine[Any, Any, None]) -> None:
+                    started.append(tasks.create_task(work))
+
+                start(self._work(start))
                 await self._ending
-                work.cancel()
+                for task in started:
+                    task.cancel()
         except* Exception as errors:  # noqa: BLE001  # our bug must end this call, and no other
             self._log.error("call_failed", exc_info=errors)
             self.fail(Why.NODE_FAILED, _BUG)
@@ -136,32 +143,31 @@ class Session:
             self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
             self._account(self._ending.result())
 
-    async def _work(self) -> None:
-        """Own the call, and have a model leg for it."""
+    async def _work(self, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        """Own the call; then ``start`` what it lives of."""
         try:
             await self._own()
         except NotTaken as refused:
             self.fail(refused.why, str(refused), refused.code)
             return
-        owned = self._owned
+        owned = self._hands.owned
         if owned is None:
             raise AssertionError("owned just now")
         owned.on_interest = self._on_interest
         self._on_interest()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.model.run(rebuilds=self._request.resumes))
-            tasks.create_task(self._announce(owned))
-            tasks.create_task(self._yield_when_lost(owned))
+        start(self.model.run(rebuilds=self._request.resumes))
+        start(self._announce(owned))
+        start(self._yield_when_lost(owned))
 
     async def _own(self) -> None:
         record = self._request.record(self._settings, self._started)
         if not self._request.resumes:
-            self._owned = self._services.bus.own(record, self._deliver)
+            self._hands.owned = self._services.bus.own(record, self._deliver)
             return
-        owned = self._owned = await take(self._services.bus, record, self._deliver)
+        owned = self._hands.owned = await take(self._services.bus, record, self._deliver)
         items = [realtime.decode(entry) for entry in owned.memory]
         self._gone = self._bridge.restore(owned.known, items, self._services.wall())
-        self._act(self._gone.follows)
+        self._hands.act(self._gone.follows)
         early, self._early = self._early or [], None
         for message in early:
             self._deliver(message)
@@ -181,8 +187,8 @@ class Session:
             await self._has_model.wait()
         request = self._request
         greeting = self._resumed([]) if request.resumes else self._greeter.started(request)
-        self._act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
-        self._feed()
+        self._hands.act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
+        self._hands.feed()
 
     async def _yield_when_lost(self, owned: OwnedCall) -> None:
         """Only a claim with a higher epoch, seen in the home Redis, takes a call from its owner."""
@@ -209,7 +215,7 @@ class Session:
 
     async def _leave(self, ending: Ending) -> None:
         """Write what is left to write and close the legs; of a call that moves, its next owner's turn comes first."""
-        owned = self._owned
+        owned = self._hands.owned
         if ending.why is Why.MOVED and owned is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.close_seconds):
@@ -229,9 +235,7 @@ class Session:
     def _account(self, ending: Ending) -> None:
         """Count the end and write the call's one log line."""
         self.watchdog.stop()
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._hands.stop()
         tally, seconds = self._services.tally, self._loop.time() - self._started_at
         self._traffic.count(tally)
         tally.away -= self._is_counted_away
@@ -253,7 +257,7 @@ class Session:
     def can_move(self) -> bool:
         """Whether another node could go on with it: its client can come back."""
         is_begun = self._bridge.phase not in {Phase.DIALLING, Phase.ANNOUNCING}
-        return is_begun and not self.is_over and self.client.request.can_resume and self._owned is not None
+        return is_begun and not self.is_over and self.client.request.can_resume and self._hands.owned is not None
 
     def moment(self, now: float) -> bool:
         """Whether it can be moved without anybody's noticing."""
@@ -286,17 +290,14 @@ class Session:
             self._services.tally.away -= 1
             self._is_counted_away = False
         else:
-            self._unblock(self.client.leg)
-            self._bridge.on_client_lost()
+            self._lose_client()
         self._services.tally.resumes["same_leg"] += 1
         missed = self.client.arrive(arrival.request, arrival.leg)
         self._traffic.use(arrival.leg)
-        self._held.discard(Side.CLIENT)
-        if self.model.leg.blocked:
-            arrival.leg.pause()
+        self._hands.take_up(arrival.leg)
         rules, greeting = arrival.request.rules(self._settings), self._resumed(missed)
-        self._act(self._bridge.on_client_back(rules, greeting, self._loop.time(), self._services.wall()))
-        self._feed()
+        self._hands.act(self._bridge.on_client_back(rules, greeting, self._loop.time(), self._services.wall()))
+        self._hands.feed()
         for message in arrival.early:
             self.on_client_text(message)
 
@@ -317,33 +318,29 @@ class Session:
 
     def on_client_lost(self) -> None:
         """The client is gone, and may come back."""
-        self.model.leg.feed(None)
-        self._unblock(self.client.leg)
-        self._bridge.on_client_lost()
+        self._lose_client()
         self._services.tally.away += 1
         self._is_counted_away = True
 
-    def _unblock(self, leg: Leg) -> None:
-        """A leg goes: what it held up goes on."""
-        self._largest_buffer = max(self._largest_buffer, leg.largest_buffer)
-        if leg.blocked:
-            (self.model if leg is self.client.leg else self.client).leg.resume()
+    def _lose_client(self) -> None:
+        self.model.leg.feed(None)
+        self.client.leg.feed(None)
+        self._hands.let_go(self.client.leg)
+        self._largest_buffer = max(self._largest_buffer, self.client.leg.largest_buffer)
+        self._bridge.on_client_lost()
 
     def on_client_text(self, message: bytes) -> None:
         """A text message of the client's that is no plain audio."""
-        self._act(self._bridge.on_client_text(message, self._loop.time()))
+        self._hands.act(self._bridge.on_client_text(message, self._loop.time()))
         self._guard()
 
     def on_client_binary(self, payload: bytes) -> None:
         """A binary message of the client's: raw audio on /voice."""
-        self._act(self._bridge.on_client_binary(payload))
+        self._hands.act(self._bridge.on_client_binary(payload))
 
     def on_client_blocked(self, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""
-        if blocked:
-            self.model.leg.pause()
-        else:
-            self.model.leg.resume()
+        self._hands.on_blocked(self.client.leg, blocked)
 
     def _guard(self) -> None:
         """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
@@ -364,43 +361,43 @@ class Session:
         self._services.tally.connect.observe(self._connect_seconds)
         self._traffic.use(self.model.leg)
         session = dict(self._request.opening)
-        self._act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
+        self._hands.act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
         self._has_model.set()
 
     def on_model_lost(self) -> None:
         """The model leg is gone, another one is being had."""
         self.client.leg.feed(None)
-        self._unblock(self.model.leg)
-        self._held.discard(Side.MODEL)
+        self._hands.let_go(self.model.leg)
         gone = self._bridge.on_model_lost(self._loop.time())
-        self._act(gone.follows)
+        self._hands.act(gone.follows)
         before = self._gone
         self._gone = gone if before is None else gone._replace(turn=gone.turn or before.turn)
 
     def on_model_changed(self, old: Leg, rebuild: Rebuild, before: list[bytes]) -> None:
         """Another model leg is in use, which has the conversation; ``before`` is audio that it has yet to hear."""
         leg, now, wall = self.model.leg, self._loop.time(), self._services.wall()
-        if old.feeds:
-            self._unblock(old)
-            old.feed(None)
+        self._largest_buffer = max(self._largest_buffer, old.largest_buffer)
+        if not old.closing:
+            self._hands.let_go(old)
         self._traffic.use(leg)
-        self._held.discard(Side.MODEL)
-        if self.client.leg.blocked:
-            leg.pause()
+        self._hands.take_up(leg)
         for message in before:
             leg.send(message)
         self._skipped += len(rebuild.skipped)
-        self._act(self._bridge.on_model_changed(rebuild.session, rebuild.restored, rebuild.anchor_id, now, wall))
+        self._hands.act(self._bridge.on_model_changed(rebuild.session, rebuild.restored, rebuild.anchor_id, now, wall))
         self._has_model.set()
         if self._bridge.phase is Phase.OPEN:
             if self._gone is not None:
                 for event in self._tell_resumed(0):
                     self.client.send(event)
-            self._feed()
+            self._hands.feed()
 
     def on_model_text(self, message: bytes) -> None:
         """A text message of the model's that is no plain audio."""
-        self._act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
+        if self._hands.is_keeping and realtime.event_type(message) in _TURNS:
+            self._hands.forget_kept()
+        self._hands.act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
+        self.model.on_news()
         if self.model.awaits_session:
             self.model.on_session(self.memory.session.get("expires_at"))
 
@@ -411,11 +408,8 @@ class Session:
 
     def on_model_blocked(self, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""
-        if blocked:
-            self.client.leg.pause()
-        else:
-            self.client.leg.resume()
-        self._act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
+        self._hands.on_blocked(self.model.leg, blocked)
+        self._hands.act(self._bridge.on_model_blocked(blocked, self._loop.time(), self._services.wall()))
 
     def new_event_id(self) -> str:
         """Make an event id of the relay's own on a model leg."""
@@ -428,34 +422,23 @@ class Session:
 
     def keep_audio(self, keep: bool) -> None:
         """Keep the client's last audio, for the model leg that is to come, or do so no longer."""
-        self._kept = deque(maxlen=_KEPT_FRAMES) if keep else None
-        self._feed()
+        self._hands.keep_audio(keep)
 
     def kept_audio(self) -> list[bytes]:
         """Return that audio, as messages."""
-        return list(self._kept or ())
+        return self._hands.kept_audio()
 
     # Both sides
 
-    def _feed(self) -> None:
-        """Let plain audio go straight from leg to leg, past those who hear the call."""
-        if self._bridge.phase is not Phase.OPEN or self.is_over:
-            return
-        sound = self._owned.sound if self._bridge.heard and self._owned is not None else None
-        kept = self._kept.append if self._kept is not None else None
-        self.client.leg.feed(self.model.leg, _both(sound, kept))
-        if not self.client.request.binary_audio:
-            self.model.leg.feed(self.client.leg, _both(sound, self.client.tap))
-
     def _on_interest(self) -> None:
         """Somebody begins to watch or to listen, or nobody does any more."""
-        owned, bridge = self._owned, self._bridge
+        owned, bridge = self._hands.owned, self._bridge
         if owned is None:
             return
         bridge.conversation.watched = owned.is_watched
         if owned.is_heard != bridge.heard:
             bridge.heard = owned.is_heard
-            self._feed()
+            self._hands.feed()
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
@@ -484,122 +467,14 @@ class Session:
     def on_look(self) -> None:
         """What has no event of its own to wake it."""
         self._traffic.count(self._services.tally)
-        self._on_alarm()
-
-    # Messages of backends
+        self._hands.on_alarm()
 
     def _deliver(self, message: Message) -> None:
         """Take a message from the inbox; called by the bus on the event loop, in order."""
         if self._early is not None:
             self._early.append(message)  # as many as the inbox may hold
-            return
-        if message.kind == "hangup":
-            self._settle(Settled(message.id, message.item_id, "applied"))
+        elif message.kind == "hangup":
+            self._hands.settle(Settled(message.id, message.item_id, "applied"))
             self.end(ended(Why.HUNG_UP, "hung up"))
-            return
-        try:
-            injection = messages.read(message)
-        except ValueError:
-            text = "The message could not be read by the call's node."
-            self._settle(Settled(message.id, message.item_id, "rejected", messages.error("malformed_message", text)))
-            return
-        now, item = self._loop.time(), injection.item
-        remembered = realtime.encode(item) if item is not None else None
-        self._injected[message.id] = (now, remembered)
-        self._act(self._bridge.inject(injection, now, self._services.wall()))
-
-    def _settle(self, settled: Settled) -> None:
-        tally = self._services.tally
-        tally.injected[settled.status] += 1
-        memory = None  # what a later owner builds the conversation from
-        injected = self._injected.pop(settled.message_id, None)
-        if injected is not None and settled.status == "applied":
-            since, memory = injected
-            tally.apply.observe(self._loop.time() - since)
-        if self._owned is not None:
-            status, item_id, error = Status(settled.status), settled.item_id, settled.error
-            self._owned.settle(settled.message_id, status, item_id=item_id, error=error, memory=memory)
-
-    # Carrying out
-
-    def _act(self, actions: Iterable[Action]) -> None:
-        owned = self._owned
-        for action in actions:
-            match action:
-                case Send(Side.CLIENT, payload, kind):
-                    self.client.send(payload, kind)
-                case Send(_, payload, kind):
-                    self.model.leg.send(payload, kind)
-                case Log(event):
-                    if owned is not None:
-                        owned.log(event)
-                case Sound(event):
-                    if owned is not None:
-                        owned.sound(event)
-                case Note(name, value):
-                    self._note(name, value)
-                case Settled():
-                    self._settle(action)
-                case Complaint(code, text):
-                    self._log.warning("model_refused_ours", code=code, message=text[:_LOGGED_TEXT])
-                case Pause(side):
-                    self._hold(side, True)
-                case Resume(side):
-                    self._hold(side, False)
-                case End(ending, error):
-                    self.end(ending, error)
-                case _:
-                    assert_never(action)
-        self._set_alarm()
-
-    def _note(self, name: str, value: bytes | None) -> None:
-        """Write down what the call remembers; where there is no room the oldest item goes."""
-        owned = self._owned
-        self.model.on_memory_changed()
-        if owned is None or owned.note(name, value) or not name.startswith("item."):
-            return
-        for old_name, old_value in self.memory.drop_oldest():
-            owned.note(old_name, old_value)
-        owned.note(name, value)
-
-    def _set_alarm(self) -> None:
-        """Look again when a turn is over, a deadline passes or an answer is overdue."""
-        now = self._loop.time()
-        due = self._bridge.due(now, self._services.wall()) if not self._ending.done() else None
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if due is not None:
-            self._alarm = self._loop.call_at(max(due, now + _ALARM_SECONDS), self._on_alarm)
-
-    def _on_alarm(self) -> None:
-        if self._ending.done():
-            return
-        try:
-            self._act(self._bridge.on_tick(self._loop.time(), self._services.wall()))
-        except Exception as error:  # noqa: BLE001  # a gate that is broken must end this call, and no other
-            self.on_look_failed(error)
-
-    def _hold(self, side: Side, held: bool) -> None:
-        """Pause a leg because what it sent is held, once however often the bridge asks."""
-        if held != (side in self._held):
-            self._held ^= {side}
-            leg = self.client.leg if side is Side.CLIENT else self.model.leg
-            if held:
-                leg.pause()
-            else:
-                leg.resume()
-
-
-_Tap = Callable[[bytes], None] | None
-
-
-def _both(first: _Tap, second: _Tap) -> _Tap:
-    if first is None or second is None:
-        return first or second
-
-    def tap(payload: bytes) -> None:
-        first(payload)
-        second(payload)
-
-    return tap
+        else:
+            self._hands.inject(message)

@@ -1,4 +1,4 @@
-"""Taking a live call over from the node that has it, for a client that resumes it here; and what to say if that fails."""
+"""Taking a live call over from the node that has it, for a client that resumes it here; what to say if that fails."""
 
 import asyncio
 from collections.abc import Callable

@@ -57,3 +57,7 @@ class Tally:
     def refuse(self, status: int) -> None:
         """Count a request that was refused; a status that is not in the set counts as 500."""
         self.refused[status if status in self.refused else 500] += 1
+
+    def end_orphan(self, why: str) -> None:
+        """Count a call that nobody held any more and this node ended."""
+        self.orphans[why] += 1

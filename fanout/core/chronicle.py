@@ -103,8 +103,10 @@ class Chronicle:
 
     # -- what happens here
 
-    def begin(self, known: Mapping[str, bytes]) -> None:
+    def begin(self, known: Mapping[str, bytes], now: float) -> None:
         """What Redis had of a call that was taken over: it takes its room, and is written again if Redis loses it."""
+        if self._owes_all:
+            self._soil(list(known), now)  # it may have come from a Redis that is gone
         self._facts = {**known, **self._facts}
         self._facts_bytes = sum(_size(name, value) for name, value in self._facts.items())
 
@@ -186,6 +188,7 @@ class Chronicle:
         self._kept.clear()
         self._facts.clear()
         self._dirty.clear()
+        self._owes_all = False
         self._flight = None
 
     def _enter(self, kind: LogKind, body: bytes) -> None:
@@ -223,7 +226,7 @@ class Chronicle:
             self._enter(LogKind.SNAPSHOT, session)
 
     def _soil(self, names: list[str], now: float) -> None:
-        if not self._dirty:
+        if not (self._dirty or self._owes_all):
             self._dirty_since = now
         self._dirty.update(dict.fromkeys(names))
 
@@ -256,16 +259,17 @@ class Chronicle:
 
     def on_lost(self, now: float) -> None:
         """Redis may lack every fact, or have what is none any more. What it lacks of the log is a gap."""
-        if self._facts:
-            self._owes_all = True
-            self._soil(sorted(self._facts, key=lambda name: name != SESSION), now)
+        if self.is_closed:
+            return
+        self._soil(sorted(self._facts, key=lambda name: name != SESSION), now)
+        self._owes_all = True
 
     # -- what to write
 
     @property
     def is_written(self) -> bool:
         """Whether Redis has all that happened so far, or never will because the call is over."""
-        return not (self._pending or self._dirty or self._flight)
+        return not (self._pending or self._dirty or self._flight or self._owes_all)
 
     def due(self, now: float, *, can_write: bool) -> float | None:
         """When there is something to do: a flush, if the owner may write at all, or a lease that ends."""
@@ -300,7 +304,8 @@ class Chronicle:
         flight = self._flight or _Flight(self._take())
         flight.facts = self._take_facts()
         flight.are_all, self._owes_all = self._owes_all, False
-        if flight.facts:
+        changes_facts = bool(flight.facts) or flight.are_all
+        if changes_facts:
             self._number += 1
             # What had no room in this flush doesn't wait.
             self._facts_not_before = now if self._dirty else now + self._settings.facts_seconds
@@ -321,7 +326,7 @@ class Chronicle:
             lowest=f"{epoch}-{self._kept[0].last}" if self._is_trimmed and self._kept else "0-0",
             sound=Batch(epoch, first, told) if told and self.is_heard else None,
             facts=flight.facts,
-            number=self._number if flight.facts else 0,
+            number=self._number if changes_facts else 0,
             are_all=flight.are_all,
         )
 

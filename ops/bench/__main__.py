@@ -40,7 +40,7 @@ _DIRECT: Final = "direct"
 _WINDOWS: Final = 5  # relay, aiohttp, picows, direct in each round; the scraped one once, counted as a full round
 _AROUND_SECONDS: Final = 60.0  # for all that is not a window, per kind of upstream and for the bus
 _AROUND_SIDE_SECONDS: Final = 20.0  # the same for the side legs
-_AROUND_RESUMES_SECONDS: Final = 20.0
+_AROUND_RESUMES_SECONDS: Final = 40.0  # most of it until Redis counts as settled
 _RESUME_SECONDS: Final = 1.0  # of one call, its beginning included
 _PATIENCE: Final = 2.0  # how much longer than planned it may take
 

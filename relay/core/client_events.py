@@ -1,7 +1,7 @@
 """What of a client's events goes to the model, and what is answered here. Pure.
 
-Each that the model answers is remembered until it has, so that its answer is told from those to backends' events, and so
-that it can be said again if the model leg is lost before.
+What the model answers is remembered until it has: its answer must be told from those to backends' events, and the event
+is said again to another model leg if this one is lost before.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """What the client is shown of its session, and what of its updates goes on to the model. Pure.
 
-Three things stand between the model's session and the client's: the relay's own first ``session.update``, whose result the
-client sees as its ``session.created``; the transcription that is on for the call's memory alone; and the updates that
-SDKs repeat when they resume a call.
+Three things stand between the model's session and the client's: the relay's own first ``session.update``, whose result
+the client sees as its ``session.created``; the transcription that is on for the call's memory alone; and the updates
+that SDKs repeat when they resume a call.
 """
 
 from collections.abc import Callable, Mapping

@@ -191,8 +191,7 @@ class Conversation:
         if kind in FOLLOWED:
             self._unfinished.on_event(kind, event)
         passed, follows = understand(self, message, event, now, wall)
-        # an error is its cause's business: it says itself who may see it
-        logged = [] if kind == "error" else self._logged(message)
+        logged = [] if kind in _SELF_LOGGED else self._logged(message)
         return passed, [*logged, *follows, *(self._state(now) if kind in _TELLING else ())]
 
     def _on_retrieved(self, message: bytes) -> _Understood:
@@ -244,14 +243,15 @@ class Conversation:
     def _on_session(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         session = event.get("session")
         if not isinstance(session, dict):
-            return message, []
+            return message, self._logged(message)
         self._gate.turns.on_session(session)
         notes = _notes(self.memory.on_session(session))
         is_answer = event.get("type") == "session.updated" and not self.view.is_opening
         is_own = is_answer and self._gate.flights.is_own("session.updated")
         settled = self._gate.on_answer("session.updated") if is_answer else []
         passed = None if is_own else self.view.on_session(message, event, session)
-        return passed, [*notes, *settled, *self._switch_on_transcription(session, now)]
+        log = [] if is_own else self._logged(message)
+        return passed, [*log, *notes, *settled, *self._switch_on_transcription(session, now)]
 
     def _switch_on_transcription(self, session: dict[str, Any], now: float) -> list[Action]:
         """Have what people say written down, for the call's memory."""
@@ -385,6 +385,8 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
     "response.created": Conversation._on_response_created,
     "response.done": Conversation._on_response_done,
 }
+# An error is its cause's business, and an answer to the relay's own update nobody's: they say themselves who sees them.
+_SELF_LOGGED: Final = frozenset({"error", "session.created", "session.updated"})
 # Those after which a later owner must know something else beside the items.
 _TELLING: Final = frozenset(
     {

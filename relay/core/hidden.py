@@ -22,7 +22,7 @@ class Hidden:
         return bool(self._before)
 
     def add(self, item_id: str, before: str | None = None) -> None:
-        """Hide an item, before the model hears of it; ``before`` is the item that it stands behind, if that is known."""
+        """Hide an item, before the model hears of it; ``before`` is the item that it stands behind, if it is known."""
         self._before[item_id] = before
         if len(self._before) > _REMEMBERED:
             del self._before[next(iter(self._before))]

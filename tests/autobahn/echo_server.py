@@ -23,7 +23,6 @@ from relay.calls import Lives
 from relay.config import MIB, Settings
 from relay.core.frames import Opcode
 from relay.handoff import BadHandshake, check_upgrade, hand_off
-from relay.legs import Leg
 from relay.session import Session
 from relay.tally import Tally
 from relay.upstream import Target
@@ -34,20 +33,20 @@ MAX_MESSAGE_BYTES: Final = 64 * MIB  # cases 9.* send 16 MiB
 class EchoSession(Session):
     """A session that sends each message of its client back to it."""
 
-    def _on_client_text(self, message: bytes) -> None:
+    def on_client_text(self, message: bytes) -> None:
+        """Echo a message."""
         self.client.send(message)
 
-    def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
+    def on_client_binary(self, payload: bytes) -> None:
         """Echo a binary message."""
         self.client.send(payload, Opcode.BINARY)
 
-    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
+    def on_client_blocked(self, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer: here it is its own peer."""
-        self.client.buffered()
         if blocked:
-            self.client.pause()
+            self.client.leg.pause()
         else:
-            self.client.resume()
+            self.client.leg.resume()
 
 
 class _NoModel:
@@ -62,6 +61,8 @@ class _NoBus:
 
     def own(self, *_: object) -> "_NoBus":
         return self
+
+    is_watched = is_heard = False
 
     async def wait_lost(self) -> None:
         await asyncio.Event().wait()
@@ -106,7 +107,7 @@ def make_app(services: Services, calls: Lives[Session]) -> web.Application:
             max_message=settings.max_message_bytes,
         )
         session = EchoSession(services, call)
-        leg = session.client
+        leg = session.client.leg
         response = hand_off(request, leg, {}, max_message=call.max_message, on_refused=leg.on_ws_refused)
         calls.start(session)
         return response

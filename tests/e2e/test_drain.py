@@ -12,14 +12,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+import redis.asyncio as redis
 
 from relay.app import Node
 from relay.calls import Lives
 from relay.config import Settings
 from relay.core.endings import Ending, Why
+from relay.demo import declare_settled
 from relay.draining import Draining
 from relay.sideband import SideLeg
+from tests.e2e.test_resume import ASK, connect, minted, say, talk
 from tests.support.fleet import Nodes, bearer, closed, event, token, until
+from tests.support.redis_server import RedisServer
 
 Socket = aiohttp.ClientWebSocketResponse
 NO_DRAIN = {"moving": 0.0, "pinned": 0.0, "waiting": 0.0}
@@ -166,6 +170,117 @@ async def test_a_node_that_is_hurried_waits_for_nobody(nodes: Nodes) -> None:
     assert (await closed(client, 3))[0] == 1012
     async with asyncio.timeout(5):
         await node.wait_drained()
+
+
+# Calls whose clients can come back
+
+
+async def resumable_call(nodes: Nodes, node: Node, **options: Any) -> tuple[Socket, str]:
+    """A call with a client secret, and the secret."""
+    key, _ = await minted(nodes, node)
+    client = await connect(nodes, node, key, **options)
+    await event(client, "session.created")
+    return client, key
+
+
+async def test_resumable_calls_are_moved_one_by_one_each_between_two_turns(nodes: Nodes) -> None:
+    """Their clients find their conversations on another node; who is being spoken to is not cut short."""
+    node, other = await nodes.add("a", DRAIN_SECONDS="60"), await nodes.add("b")
+    calls = [await resumable_call(nodes, node) for _ in range(3)]
+    for number, (client, _) in enumerate(calls):
+        await talk(client, f"This is call number {number}.")
+    *idle, (busy, _) = calls
+    await busy.send_json(say("talk for 2 seconds"))
+    await busy.send_json(ASK)
+    await event(busy, "response.output_audio.delta")
+    node.drain()
+    for client, _ in idle:
+        assert await closed(client, 3) == (1012, [])
+    found = await status(nodes, node)
+    assert {key: found[key] for key in ("pinned", "left", "ended")} == {"pinned": 0, "left": 1, "ended": 0}
+    assert (await metrics(nodes, node))['relay_drain_calls{state="waiting"}'] == 1
+    code, events = await closed(busy)
+    assert (code, events[-1]["type"], events[-1]["response"]["status"]) == (1012, "response.done", "completed")
+    async with asyncio.timeout(5):
+        await node.wait_drained()
+    assert await metrics(nodes, node) == samples(draining=1, moved=3, ended=0)
+    for number, (gone, key) in enumerate(calls):
+        client = await connect(nodes, other, key)
+        assert id_of(client) == id_of(gone)
+        await event(client, "session.created")
+        await talk(client, "And now?")
+        _, transcript = await nodes.get(other, f"/v1/realtime/calls/{id_of(client)}/transcript")
+        assert transcript["data"][0]["text"] == f"This is call number {number}."
+        await client.close()
+
+
+async def test_a_client_that_knows_relay_events_is_told_before_the_close(nodes: Nodes) -> None:
+    """It can connect anew before it has let go of anything; no other client gets an event that it does not know."""
+    node = await nodes.add("a", DRAIN_SECONDS="60")
+    client = await nodes.connect(node, protocols=["relay.events.v1"])
+    await event(client, "session.created")
+    node.drain()
+    code, events = await closed(client)
+    assert code == 1012
+    told = {"call_id": id_of(client), "node": "a", "region": "iad", "reason": "node_draining"}
+    assert events[-1] == {"type": "relay.moving", "event_id": events[-1]["event_id"], **told}
+
+
+async def test_in_the_last_quarter_who_is_still_spoken_to_is_moved_too(nodes: Nodes) -> None:
+    """The answer is cut short, but the call is not lost."""
+    node, other = await nodes.add("a", DRAIN_SECONDS="2"), await nodes.add("b")
+    client, key = await resumable_call(nodes, node)
+    await client.send_json(say("talk for 30 seconds"))
+    await client.send_json(ASK)
+    await event(client, "response.output_audio.delta")
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    node.drain()
+    code, events = await closed(client)
+    assert (code, "response.done" in {each["type"] for each in events}) == (1012, False)
+    assert 1.4 < clock() - begun < 2.0
+    again = await connect(nodes, other, key)
+    await event(again, "session.created")
+    await again.close()
+
+
+async def test_a_node_without_time_still_hands_over_who_can_move(nodes: Nodes) -> None:
+    """And ends the others, as its clients are told by the same code."""
+    other = await nodes.add("b")
+    async with nodes.node("a", DRAIN_SECONDS="0") as node:
+        client, key = await resumable_call(nodes, node)
+        pinned = await pinned_call(nodes, node)
+        await talk(client, "My name is Ada.")
+        leaving = [asyncio.get_running_loop().create_task(closed(each)) for each in (client, pinned)]
+    assert [(await each)[0] for each in leaving] == [1012, 1012]
+    answer = await nodes.get(other, f"/v1/realtime/calls/{id_of(pinned)}")
+    assert (answer[1]["state"], answer[1]["why"]) == ("ended", "node_draining")
+    again = await connect(nodes, other, key)
+    await event(again, "session.created")
+    assert id_of(again) == id_of(client)
+    await again.close()
+
+
+async def test_a_node_drains_in_its_time_though_redis_does_not_answer(tmp_path: Path) -> None:
+    """No call can be handed over then; the node must not wait for that, its orchestrator would kill it."""
+    server = RedisServer().start()
+    try:
+        async with Nodes.running(server.url, tmp_path) as nodes:
+            await declare_settled(server.url, nodes.prefix)
+            clock = asyncio.get_running_loop().time
+            async with nodes.node("a", DRAIN_SECONDS="2", CLOSE_SECONDS="0.5") as node:
+                client, _ = await resumable_call(nodes, node)
+                pinned = await pinned_call(nodes, node)
+                await asyncio.to_thread(server.freeze)
+                begun = clock()
+                node.drain()
+                assert (await closed(client))[0] == 1012
+                assert (await closed(pinned))[0] == 1012
+                await node.wait_drained()
+                assert clock() - begun < 5
+            assert clock() - begun < 10
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 # The draining itself, with calls that do what is wanted of them
@@ -316,10 +431,13 @@ async def test_a_process_that_drained_ends_well(nodes: Nodes, drain: Callable[..
 
 
 async def test_a_second_signal_ends_the_process_at_once(nodes: Nodes) -> None:
-    """Well, all the same: its calls are told, and accounted for."""
+    """Well, all the same: who can come back is handed over in the middle of a word, the others are accounted for."""
     async with serving(nodes, DRAIN_SECONDS="300") as (process, ready):
         node, other = await up(ready), await nodes.add("b")
-        client = await pinned_call(nodes, node)
+        pinned, (busy, key) = await pinned_call(nodes, node), await resumable_call(nodes, node)
+        await busy.send_json(say("talk for 30 seconds"))
+        await busy.send_json(ASK)
+        await event(busy, "response.output_audio.delta")
         process.send_signal(signal.SIGTERM)
 
         async def heard() -> bool:
@@ -327,9 +445,46 @@ async def test_a_second_signal_ends_the_process_at_once(nodes: Nodes) -> None:
 
         await until(heard)
         process.send_signal(signal.SIGTERM)
-        assert (await closed(client, 5))[0] == 1012
+        async with asyncio.TaskGroup() as tasks:
+            codes = [tasks.create_task(closed(client, 5)) for client in (pinned, busy)]
+        assert [code.result()[0] for code in codes] == [1012, 1012]
         assert await exit_code(process, 5) == 0
-        assert (await nodes.get(other, f"/v1/realtime/calls/{id_of(client)}"))[1]["state"] == "ended"
+        assert (await nodes.get(other, f"/v1/realtime/calls/{id_of(pinned)}"))[1]["why"] == "node_draining"
+        again = await connect(nodes, other, key)
+        assert id_of(again) == id_of(busy)
+        await event(again, "session.created")
+        await again.close()
+
+
+async def test_a_process_that_drained_leaves_no_key_of_its_own(nodes: Nodes, redis_server: RedisServer) -> None:
+    """Nothing in Redis is waiting for a node that will not come back, and its calls are another's."""
+    async with serving(nodes, NODE="leaver", DRAIN_SECONDS="60") as (process, ready):
+        node, other = await up(ready), await nodes.add("b")
+        keys = [key async for key in names(redis_server, nodes.prefix)]
+        assert any("leaver" in key for key in keys)
+        calls = [await resumable_call(nodes, node) for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        again = []
+        for client, key in calls:
+            assert await closed(client) == (1012, [])
+            again.append(await connect(nodes, other, key))
+            await event(again[-1], "session.created")
+        assert await exit_code(process) == 0
+    keys = [key async for key in names(redis_server, nodes.prefix)]
+    assert [key for key in keys if "leaver" in key] == []
+    _, listed = await nodes.get(other, "/v1/realtime/calls")
+    assert {call["id"]: (call["state"], call["node"]) for call in listed["data"]} == {
+        id_of(client): ("live", "b") for client in again
+    }
+    for client in again:
+        await client.close()
+
+
+async def names(server: RedisServer, prefix: str) -> AsyncIterator[str]:
+    """All keys under a prefix."""
+    async with redis.from_url(server.url, decode_responses=True) as client:
+        async for key in client.scan_iter(match=f"{prefix}:*", count=1000):
+            yield key
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

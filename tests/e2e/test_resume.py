@@ -9,7 +9,7 @@ import pytest
 from relay.app import Node
 from tests.support.fleet import Nodes, bearer, closed, event, session_of, system_message, token, until
 
-REDIALS = {"REDIAL_SECONDS": "10"}
+REDIALS = {"REDIAL_SECONDS": "10", "CONFIG": ""}  # with the agents that a node has by default
 ASK = {"type": "response.create"}
 
 
@@ -55,7 +55,7 @@ async def remembered(nodes: Nodes, node: Node, call_id: str, text: str) -> None:
 
     async def is_written() -> bool:
         _, found = await nodes.get(node, f"/v1/realtime/calls/{call_id}/transcript")
-        return [item.get("text") for item in found["items"]][-1:] == [text]
+        return [item.get("text") for item in found["data"]][-1:] == [text]
 
     await until(is_written)
 
@@ -131,3 +131,76 @@ async def test_a_client_that_comes_to_another_node_goes_on_there(nodes: Nodes) -
     _, call = await nodes.get(second, f"/v1/realtime/calls/{call_id}")
     assert (call["state"], call["node"]) == ("live", "b")
     await again.close()
+
+
+async def test_a_session_that_is_about_to_end_is_replaced_between_two_turns(nodes: Nodes) -> None:
+    """The 60-minute cap, here four seconds: no error, no close, no second session.created, nothing lost."""
+    await nodes.fault(expire=4, count=3)
+    node = await nodes.add(**REDIALS, ROLL_OVER_SECONDS="2")
+    client = await nodes.connect(node)
+    created = await event(client, "session.created")
+    said: list[tuple[str, str]] = []
+    while sum(each["close_code"] is not None for each in await sessions(nodes)) < 3:
+        text = f"Number {len(said)}."
+        said.append((text, await talk(client, text)))
+    *ended, last = await sessions(nodes)
+    assert [each["close_code"] for each in ended] == [1000] * 3, "each was closed by the relay, before its end"
+    assert [text for _, _, text in known(last)] == [text for turn in said for text in turn]
+    assert created["session"]["type"] == "realtime"
+    await client.close()
+
+
+async def test_a_second_connection_of_the_client_replaces_the_first(nodes: Nodes) -> None:
+    """The first is told so, with a code that no SDK takes for an invitation."""
+    node = await nodes.add(**REDIALS)
+    key, _ = await minted(nodes, node)
+    first = await connect(nodes, node, key)
+    await event(first, "session.created")
+    second = await connect(nodes, node, key)
+    await event(second, "session.created")
+    assert (await closed(first))[0] == 4009
+    assert await talk(second, "Still there?")
+    assert len(await sessions(nodes)) == 1
+    await second.close()
+
+
+async def test_what_an_sdk_repeats_when_it_resumes_is_answered_and_not_sent_on(nodes: Nodes) -> None:
+    """A voice cannot be set again once the model has spoken: the model would refuse the whole update."""
+    node = await nodes.add(**REDIALS)
+    key, call_id = await minted(nodes, node)
+    client = await connect(nodes, node, key)
+    await event(client, "session.created")
+    update = {"type": "realtime", "instructions": "Be kind.", "audio": {"output": {"voice": "cedar"}}}
+    await client.send_json({"type": "session.update", "session": update})
+    await event(client, "session.updated")
+    await talk(client, "Hello.")
+    client._response.connection.transport.abort()
+    await until(lambda: session_of(call_id).is_away)
+    again = await connect(nodes, node, key)
+    await event(again, "session.created")
+    await again.send_json({"type": "session.update", "session": update})
+    assert (await event(again, "session.updated"))["session"]["instructions"] == "Be kind."
+    await again.send_json({"type": "session.update", "session": {**update, "instructions": "Be brief."}})
+    assert (await event(again, "session.updated"))["session"]["instructions"] == "Be brief."
+    (model,) = await sessions(nodes)
+    updates = [each["session"] for each in model["events"] if each["type"] == "session.update"]
+    assert updates[-1] == {"type": "realtime", "instructions": "Be brief."}
+    await again.close()
+
+
+async def test_transcription_is_on_for_the_memory_and_hidden_from_who_did_not_ask(nodes: Nodes) -> None:
+    """What people say must be known in words to be restored; a client that did not ask for them sees none."""
+    node = await nodes.add(**REDIALS)
+    client = await nodes.connect(node)
+    created = await event(client, "session.created")
+    assert created["session"]["audio"]["input"]["transcription"] is None
+
+    async def is_on() -> bool:
+        session = (await nodes.session())["session"]
+        return bool(session["audio"]["input"]["transcription"])
+
+    await until(is_on)
+    await client.send_json({"type": "session.update", "session": {"type": "realtime", "instructions": "Hi."}})
+    updated = await event(client, "session.updated")
+    assert (updated["session"]["instructions"], updated["session"]["audio"]["input"]["transcription"]) == ("Hi.", None)
+    await client.close()

@@ -9,7 +9,7 @@ from ops.simulator.output import Pace
 from ops.simulator.session import Behaviour
 from relay.app import Node
 from tests.support.doors import Doors
-from tests.support.fleet import Nodes, token, until
+from tests.support.fleet import Nodes, bearer, token, until
 from tests.support.hearing import differences
 from tests.support.redis_server import RedisServer
 from tests.support.talker import Talker, Turn, spoken_turns
@@ -19,6 +19,12 @@ TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "objec
 
 def doors(nodes: Nodes, **named: Node) -> Doors:
     return Doors(nodes.http, {name: (node.url, node.ops_url) for name, node in named.items()})
+
+
+async def minted(nodes: Nodes, node: Node) -> str:
+    url = f"{node.url}/v1/realtime/client_secrets"
+    async with nodes.http.post(url, json={}, headers=bearer(token("mint"))) as response:
+        return str((await response.json())["value"])
 
 
 async def test_it_talks_is_answered_and_sees_the_conversation_that_the_model_has(nodes: Nodes) -> None:
@@ -62,18 +68,24 @@ async def test_a_pause_of_the_models_is_a_gap(
     assert all(0.05 < gap.seconds < 0.2 for gap in talker.playout.gaps)
 
 
-async def test_it_comes_back_through_another_node_when_it_is_asked_to(nodes: Nodes) -> None:
-    """A node that drains is not ready, so that the balancer leaves it out."""
-    async with asyncio.TaskGroup() as tasks, nodes.node("a") as first:
-        talker = Talker(nodes.http, doors(nodes, a=first, b=await nodes.add("b")), token("call"))
+@pytest.mark.parametrize("relay_events", [False, True], ids=["plain client", "relay events"])
+async def test_it_resumes_its_call_and_still_sees_what_the_model_knows(nodes: Nodes, relay_events: bool) -> None:
+    """A node that drains is not ready, so that the other one gets it: by the token's claim, or as the relay told it."""
+    other = await nodes.add("b")
+    async with asyncio.TaskGroup() as tasks, nodes.node("a", DRAIN_SECONDS="10") as first:
+        key = token("call") if relay_events else await minted(nodes, other)
+        talker = Talker(nodes.http, doors(nodes, a=first, b=other), key, relay_events=relay_events)
         tasks.create_task(talker.talk(spoken_turns(random.Random(1), 2)))
         await until(lambda: bool(talker.notes.waits))
-    (recovery,) = talker.notes.recoveries
-    assert (recovery.code, recovery.node) == (1012, "b")
-    assert recovery.heard is not None
-    assert 0 < recovery.created < 2
-    assert recovery.heard > recovery.created
-    assert talker.ended == "hung up"
+        first.drain()
+        await first.wait_drained()
+    assert [(each.node, each.code) for each in talker.notes.connections] == [("a", 1012), ("b", 1000)]
+    assert (talker.ended, talker.notes.unanswered, talker.notes.repeated) == ("hung up", 0, 0)
+    assert [each["type"] for each in talker.notes.relay_events] == (
+        ["relay.started", "relay.moving", "relay.resumed"] if relay_events else []
+    )
+    assert len(talker.view.items()) == 4
+    assert differences(talker.view.items(), (await nodes.session())["items"]) == []
 
 
 async def test_a_lost_connection_is_noted_as_1006(nodes: Nodes) -> None:

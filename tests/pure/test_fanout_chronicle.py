@@ -17,6 +17,7 @@ from tests.support.redis_model import RedisModel
 CALL, WALL = "call-1", 1_790_000_000.0
 KEYS = Keys("relay").call(CALL, "acme")
 EVENT, AUDIO, SNAPSHOT = LogKind.EVENT, LogKind.AUDIO, LogKind.SNAPSHOT
+RECORD = CallRecord(id=CALL, tenant="acme", node="n1", region="iad", agent="a", model="m", started_at=1.0)
 AWAY = RegionUnreachable("iad")
 LEASE = 60_000
 
@@ -28,8 +29,8 @@ class Owner:
         settings = BusSettings(node="n1", region="iad", regions={"iad": "redis://unused"}, **changes)
         self.scripts = Scripts(settings)
         self.model = RedisModel("run")
-        record = CallRecord(id=CALL, tenant="acme", node="n1", region="iad", agent="a", model="m", started_at=1.0)
-        claim = self.scripts.claim(KEYS, "fresh", "aa", record, latest_ms=10**15)
+        self.claim = "aa"
+        claim = self.scripts.claim(KEYS, "fresh", self.claim, RECORD, latest_ms=10**15)
         self.epoch = int(self.model.execute(claim, WALL)[1])
         self.now = 100.0
         self.call = Chronicle(KEYS, self.scripts, is_taken=is_taken)
@@ -41,7 +42,7 @@ class Owner:
 
     def ask(self):
         """What is to be written now, and what Redis answers to it; whether there was anything."""
-        run = self.call.flush(self.now, self.epoch, "aa")
+        run = self.call.flush(self.now, self.epoch, self.claim)
         self.run = run
         self.answer = run and self.model.execute(run, WALL + self.now)
         return run is not None
@@ -321,8 +322,8 @@ def test_sound_that_waits_is_let_go_when_the_last_listener_is_gone():
 
 
 def test_a_fact_is_written_soon_and_those_after_it_together():
-    """A node may die at any time, and they are what the conversation is built from. A transcript grows with every word."""
-    owner = Owner(is_watched=False)
+    """A node may die at any time, and the conversation is built from them. A transcript grows with every word."""
+    owner = Owner(is_watched=False, facts_seconds=0.25)
     owner.note("item.1", b"h")
     assert owner.due() == 0.02
     assert owner.due(can_write=False) is None
@@ -398,7 +399,7 @@ def test_what_goes_makes_room():
 def test_a_new_owner_has_the_facts_of_the_last_one():
     """They are not written again; they take their room, and a Redis that loses them gets them from here."""
     owner = Owner(is_taken=True, is_watched=False, facts_max=2)
-    owner.call.begin({"session": b"s", "usage": b"u"})
+    owner.call.begin({"session": b"s", "usage": b"u"}, owner.now)
     assert owner.due() is None
     assert not owner.note("item.1", b"i")
     owner.flush_all()
@@ -409,10 +410,19 @@ def test_a_new_owner_has_the_facts_of_the_last_one():
     assert owner.facts == {b"session": b"s"}
 
 
+def test_facts_that_came_from_a_redis_that_is_gone_are_written_to_the_one_after_it():
+    """The claim may have been answered by the one, and its answer read after the other was there."""
+    owner = Owner(is_taken=True, is_watched=False)
+    owner.call.on_lost(owner.now)
+    owner.call.begin({"session": b"s"}, owner.now)
+    owner.flush_all()
+    assert owner.facts == {b"session": b"s"}
+
+
 def test_who_begins_to_watch_after_a_take_over_gets_the_session_that_was_known():
     """The new owner need not say it again."""
     owner = Owner(is_taken=True, is_watched=False)
-    owner.call.begin({"session": b"s"})
+    owner.call.begin({"session": b"s"}, owner.now)
     owner.call.on_interest(Ring(LEASE, 0), owner.now)
     assert owner.flush(after=1) == [(2, [(SNAPSHOT, b"s")])]
 
@@ -455,14 +465,28 @@ def test_one_flush_carries_so_many_facts():
 def test_another_redis_gets_every_fact():
     """It may have none; what it lacks of the log is a gap that its reader sees."""
     owner = Owner(is_watched=False)
-    owner.call.on_lost(owner.now)
-    assert owner.due() is None
     owner.note("usage", b"u")
     owner.flush_all()
     owner.model.delete(KEYS.facts)
     owner.call.on_lost(owner.now)
     owner.flush_all()
     assert owner.facts == {b"usage": b"u"}
+
+
+def test_facts_that_a_failover_brought_back_go_where_there_are_none():
+    """They are of an owner whose claim was taken back."""
+    owner = Owner(is_watched=False)
+    strange = {"usage": b"u"}
+    owner.model.execute(
+        owner.scripts.log(KEYS, owner.epoch, "aa", batch=None, lowest="", sound=None, facts=strange, number=1), WALL
+    )
+    claim = owner.scripts.claim(KEYS, "restore", "ab", RECORD, epoch=owner.epoch, latest_ms=10**15)
+    owner.model.execute(claim, WALL)
+    owner.claim = "ab"
+    owner.call.on_lost(owner.now)
+    owner.flush_all()
+    assert owner.facts == {}
+    assert owner.call.is_written
 
 
 def test_a_fact_that_a_failover_brought_back_goes_again():
@@ -487,7 +511,7 @@ def test_a_fact_that_a_failover_brought_back_goes_again():
 
 def test_who_is_in_a_hurry_does_not_wait_for_other_facts():
     """The session is about to end the call. Later ones wait again."""
-    owner = Owner(is_watched=False)
+    owner = Owner(is_watched=False, facts_seconds=0.25)
     owner.note("usage", b"u1")
     owner.call.hurry()
     assert owner.due() == 0

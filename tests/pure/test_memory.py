@@ -385,8 +385,8 @@ def test_words_under_way_are_no_facts(reader):
     say(reader, "a", "Good", " day")
     assert "text" not in reader.entry or reader.entry["text"] == ""
     assert reader.memory.under_way == ["a"]
-    reader.item(role="assistant", status="completed", content=[{"transcript": "Good day"}])
-    assert (reader.entry["text"], reader.memory.under_way) == ("Good day", [])
+    reader.item(role="assistant", status="completed", content=[{"transcript": "Good day!"}])
+    assert (reader.entry["text"], reader.memory.under_way) == ("Good day!", [])
 
 
 def test_an_answer_that_is_cut_off_has_the_words_so_far(reader):
@@ -450,14 +450,17 @@ def test_words_under_way_are_bounded(reader):
         reader.item(item_id, role="assistant", status="in_progress")
     say(reader, "unknown", "x" * 256_000)
     say(reader, "a", "x" * 255_999, "yy", "z")
-    say(reader, "b", "lost")
-    reader.note(reader.memory.on_interrupted(["a"]))
-    assert reader.memory.entry("a")["text"] == "x" * 255_999 + "…"
-    say(reader, "b", "x" * 256_000)
-    reader.note(reader.memory.on_deleted("b"))
-    say(reader, "c", "said")
-    reader.note(reader.memory.on_interrupted(["c"]))
-    assert reader.memory.entry("c")["text"] == "said"
+    say(reader, "b", "let go")
+    reader.note(reader.memory.on_interrupted(["b", "a"]))
+    assert [(entry["id"], entry.get("text")) for entry in reader.memory.entries][:2] == [
+        ("a", "x" * 255_999 + "…"),
+        ("c", None),
+    ]
+    say(reader, "c", "x" * 256_000)
+    reader.note(reader.memory.on_deleted("c"))
+    say(reader, "d", "said")
+    reader.note(reader.memory.on_interrupted(["d"]))
+    assert reader.memory.entry("d")["text"] == "said"
 
 
 # Another node

@@ -3,6 +3,7 @@
 Expected is what the first session itself knows, item by item; so nothing here says twice what the code says.
 """
 
+import copy
 import itertools
 import json
 import random
@@ -236,22 +237,50 @@ def test_a_new_session_can_go_on():
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_conversation_is_known_again(seed):
     """In the middle of it, too, and by a third session that knows only what the second one says it has."""
-    rng, call = random.Random(seed), Call(anonymous_errors=bool(seed % 2))
-    leg, steps = None, 25
-    for step in range(steps):
-        random_step(rng, call, step)
-        call.follow()
-        if step == steps // 2:
-            leg = Leg(call.memory, window=rng.choice([1, 4, 64])).build()
-            check(call, leg)
-    assert leg is not None
-    check(call, leg.build(catch_up=True))
-    if call.items:
-        assert leg.anchor
+    rng, call = random.Random(seed), Call()
+    random_talk(rng, call, "a")
+    leg = Leg(call.memory, window=rng.choice([1, 4, 64])).build()
+    check(call, leg)
+    for part in "bc":
+        random_talk(rng, call, part)
+        check(call, leg.build(catch_up=True))
+        assert not call.items or leg.anchor
     other = Memory()
-    kept = {name: value for name, value in facts_of(call.memory).items() if value is not None}
-    other.restore(kept)
+    other.restore(facts_of(call.memory))
     check(call, Leg(other).build())
+
+
+@pytest.mark.parametrize("anonymous", [False, True], ids=["named", "unnamed"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_new_session_refuses_at_random_is_all_that_it_lacks(seed, anonymous):
+    """Refused by name or without, or not answered at all; and told as lacking."""
+    rng, call = random.Random(seed), Call()
+    random_talk(rng, call, "a")
+    leg = Leg(call.memory, window=rng.choice([1, 4, 64]), anonymous_errors=anonymous)
+    unwanted = {item.id for item in call.items if rng.random() < 0.3}
+    leg.silent_about = {item_id for item_id in unwanted if rng.random() < 0.3}
+    cause = {"event_id": None} if anonymous else {}
+    leg.refusing = {each: {"code": "bad", "message": f"No '{each}'.", **cause} for each in unwanted - leg.silent_about}
+    for part in "bc":
+        leg.build(catch_up=part == "c")
+        while (due := leg.rebuild.due()) is not None:
+            leg.let_pass(due - leg.now)
+        told_of = [item_id for item_id, _ in plan(call.memory).items]
+        lacking = dict(leg.rebuild.skipped)
+        calls = {item.body["call_id"] for item in call.items if item.kind == "function_call" and item.id in lacking}
+        orphans = {item.id for item in call.items if item.kind != "function_call" and item.body.get("call_id") in calls}
+        assert {*told_of} & {*lacking} == {*told_of} & (unwanted | orphans)
+        assert [item.id for item in leg.items] == [item_id for item_id in told_of if item_id not in lacking]
+        assert leg.rebuild.restored == {item.id for item in leg.items}
+        assert leg.rebuild.is_ready
+        random_talk(rng, call, part)
+
+
+def random_talk(rng: random.Random, call: Call, name: str) -> None:
+    """So many steps of a conversation; no two talks of a call have the same name."""
+    for step in range(12):
+        random_step(rng, call, f"{name}{step}")
+    call.follow()
 
 
 def facts_of(memory: Memory) -> dict[str, bytes]:
@@ -260,7 +289,7 @@ def facts_of(memory: Memory) -> dict[str, bytes]:
     return {**facts, "session": json.dumps(memory.session).encode()}
 
 
-def random_step(rng: random.Random, call: Call, step: int) -> None:
+def random_step(rng: random.Random, call: Call, step: str) -> None:
     talk, ids = call.talk, [item.id for item in call.items]
     kinds = ["say", "say", "system", "speak", "answer", "tool", "delete", "between", "truncate", "update"]
     match rng.choice(kinds):
@@ -773,12 +802,12 @@ def test_some_errors_leave_no_use_in_trying(code):
 
 def test_a_setting_that_names_another_model_is_no_end():
     """That of the transcription, say; the call can do without."""
-    leg = Leg(settings_call().memory)
+    call = settings_call()
+    call.memory.session["audio"]["input"]["transcription"] = {"model": "gone"}
+    leg = Leg(call.memory)
     leg.waiting = leg.rebuild.start(0.0)
     rest = leg.waiting[1:]
-    param = "session.audio.input.noise_reduction"
-    leg.memory_session()["audio"]["input"]["noise_reduction"] = {}
-    refuse_update(leg, code="model_not_found", param=param)
+    refuse_update(leg, code="model_not_found", param="session.audio.input.transcription.model")
     leg.waiting += rest
     leg.pump()
     assert (leg.rebuild.failed, leg.rebuild.is_ready) == (None, True)
@@ -799,7 +828,7 @@ def test_an_error_about_nothing_of_ours_changes_nothing():
 
 def settings_call(**session: Any) -> Call:
     call = text_call("a")
-    call.memory.on_session({**call.talk.session.config, **session})
+    call.memory.on_session(copy.deepcopy({**call.talk.session.config, **session}))
     return call
 
 

@@ -269,8 +269,9 @@ def test_what_is_remembered_is_bounded():
     """Whatever a server sends; the oldest responses are forgotten, and more words are let go."""
     unfinished = follow(*({"type": "response.created", "response": {"id": f"r{number}"}} for number in range(70)))
     assert unfinished.response_ids == [f"r{number}" for number in range(6, 70)]
-    items = ({**ADDED, "output_index": number, "item": {**ITEM, "id": f"i{number}"}} for number in range(130))
-    assert len(follow(CREATED, *items).open_items("r")) == 128
+    items = [{**ADDED, "output_index": number, "item": {**ITEM, "id": f"i{number}"}} for number in range(130)]
+    done = ({**item, "type": "response.output_item.done"} for item in items[120:])
+    assert follow(CREATED, *items, *done).open_items("r") == [f"i{number}" for number in range(120)]
     parts = ({**PART_ADDED, "content_index": number} for number in range(130))
     events = ends(follow(CREATED, ADDED, *parts))
     assert len(events[-1]["response"]["output"][0]["content"]) == 128

@@ -156,7 +156,7 @@ def test_a_call_that_cannot_move_stays_until_the_deadline():
 
 def test_calls_that_stay_do_not_hasten_the_others():
     """The pace is for those that can move."""
-    node = Node([Call() for _ in range(50)] + [Call(can_move=False) for _ in range(2000)])
+    node = Node([Call() for _ in range(50)] + [Call(can_move=False) for _ in range(2000)], seconds=30.0)
     node.run(until=30.0)
     assert len(node.begun) == 50
     assert busiest_second(node.times()) <= 22

@@ -36,7 +36,8 @@ class Noting:
 
     def begin(self, known: list[bytes]) -> None:
         """What came with a take-over."""
-        self.chronicle.begin({name.decode(): value for name, value in zip(known[::2], known[1::2], strict=True)})
+        values = {name.decode(): value for name, value in zip(known[::2], known[1::2], strict=True)}
+        self.chronicle.begin(values, self._node.world.now)
 
     def on_lost(self) -> None:
         """Redis may lack them."""

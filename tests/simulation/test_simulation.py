@@ -5,14 +5,17 @@ Each schedule is a seed: `python -m tests.simulation --seed N --trace` shows wha
 
 import pytest
 
+from fanout.core import ownership
 from fanout.core.holds import Holds
 from fanout.core.inbox import Inbox
 from fanout.core.outbox import Outbox
 from fanout.core.ownership import Ownership
+from fanout.core.phases import Phase
 from fanout.core.scripts import Scripts
 from tests.simulation.faults import FAULTS
 from tests.simulation.many import replay_command, run_many
 from tests.simulation.schedule import simulate
+from tests.support import redis_model
 from tests.support.redis_model import RedisModel
 
 SEEDS = 10_000
@@ -101,6 +104,30 @@ def let_no_server_settle(patch):
     patch.setattr(RedisModel, "_phase_of_server", lambda *args: (b"normal", 0.0))
 
 
+def let_late_facts_change_what_is_known(patch):
+    log = redis_model._SCRIPTS["log"]
+
+    def log_unnumbered(self, keys, args):
+        self._keys.get(keys[1], {}).pop(b"facts_at", None)
+        return log(self, keys, args)
+
+    patch.setitem(redis_model._SCRIPTS, "log", log_unnumbered)
+
+
+def forget_no_fact_of_others(patch):
+    log = Scripts.log
+    patch.setattr(Scripts, "log", lambda *args, are_all, **kwargs: log(*args, **kwargs))
+
+
+def hand_over_before_facts_are_written(patch):
+    made = Ownership.__init__
+    patch.setattr(Ownership, "__init__", lambda *args, is_noted, **kwargs: made(*args, **kwargs))
+
+
+def keep_nothing_of_what_was_handed_over(patch):
+    patch.setattr(ownership, "AGAIN", {Phase.ENDED: Phase.ENDING})
+
+
 RULES = [
     (deliver_what_is_known, "feeds_dropped", "delivered twice"),
     (name_no_message_before, "failover_split", "is before"),
@@ -111,6 +138,10 @@ RULES = [
     (let_every_claim_write, "nothing", "is held by"),
     (let_claims_come_late, "node_frozen", ""),
     (let_no_server_settle, "restarted_empty", "is live, and"),
+    (let_late_facts_change_what_is_known, "link_cut", "has the facts"),
+    (forget_no_fact_of_others, "failover", "has the facts"),
+    (hand_over_before_facts_are_written, "link_cut", "is taken with"),
+    (keep_nothing_of_what_was_handed_over, "failover", "is not in the conversation"),
 ]
 
 

@@ -94,9 +94,16 @@ class Nodes:
             "RELAY_UPSTREAM_KEY": "upstream-key",
             "RELAY_DRAIN_SECONDS": "0",
             "RELAY_CLOSE_SECONDS": "1",
-            "RELAY_REDIAL_SECONDS": "0",  # most tests are of a call with one model leg
+            # Most tests are of a call with one model leg, on which nothing is but what the test puts there.
+            "RELAY_REDIAL_SECONDS": "0",
+            "RELAY_CONFIG": str(self._plain_agents()),
         }
         return own | {f"RELAY_{key}": value for key, value in env.items()}
+
+    def _plain_agents(self) -> Path:
+        path = self.folder / "plain-agents.toml"
+        path.write_text("[agents.default]\ntranscription = false\n")
+        return path
 
     async def connect(
         self, node: Node, path: str = "/v1/realtime?model=sim", **options: Any

@@ -19,6 +19,7 @@ class Connection:
     closed_at: float | None = None
     code: int | None = None
     reason: str = ""
+    response: str = ""  # the one that was under way at its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ class Talker:
             token: a bearer token; with a ``call`` claim the call is resumed by it.
             relay_events: offer ``relay.events.v1``; then ``relay.started`` says how to resume.
             path: of the first connection, and of all without ``relay_events``.
-            session: for ``session.update``; None: the input's transcription is asked for.
+            session: for ``session.update``; without ``audio`` in it the input's transcription is asked for.
             tool_seconds: how long a tool takes that the model calls; None: nobody answers it.
             patience: seconds until the person stops waiting for an answer.
             resume_seconds: how long it tries to come back.
@@ -87,7 +87,7 @@ class Talker:
         self._http, self._doors, self._token = http, doors, token
         self._relay_events, self._path = relay_events, path
         transcription = {"audio": {"input": {"transcription": {"model": "gpt-4o-mini-transcribe"}}}}
-        self._session = {"type": "realtime", **(transcription if session is None else session)}
+        self._session = {"type": "realtime", **transcription, **(session or {})}
         self._tool_seconds, self._patience, self._resume_seconds = tool_seconds, patience, resume_seconds
         self._chance = random.Random(seed)
         self._socket: aiohttp.ClientWebSocketResponse | None = None  # once its session was created
@@ -98,7 +98,8 @@ class Talker:
         self._asked_at: float | None = None  # end of the turn that no audio has answered yet
         self._heard_at: float | None = None  # first audio of the answer
         self._cut: set[str] = set()  # responses whose audio is not played any more
-        self._response = ""
+        self._response = ""  # the last one that began
+        self._under_way = ""  # the same, until it is done
         self._tool_calls: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
         self._results: dict[str, dict[str, Any]] = {}  # by item id, until the model has them
         self._delay, self._give_up_at = _FIRST_DELAY, 0.0
@@ -145,8 +146,9 @@ class Talker:
             finally:
                 self._socket = None
                 connection.closed_at = _now()
+                connection.response = self._under_way
             if self._has_left:
-                self.ended = "hung up"
+                connection.code, self.ended = 1000, "hung up"
                 return
             if connection.code not in COME_BACK:
                 self.ended = f"{connection.code} {connection.reason}".strip()
@@ -209,7 +211,7 @@ class Talker:
             elif message.type is aiohttp.WSMsgType.CLOSE:
                 return int(message.data or 1005), str(message.extra or "")
             else:
-                return socket.close_code or 1006, ""
+                return int(socket.close_code or 1006), ""
 
     async def _greet(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """Say first what an SDK says, then what was spoken meanwhile and what may not have arrived."""
@@ -233,10 +235,11 @@ class Talker:
         self.view.apply(event)
         match event["type"]:
             case "response.created":
-                self._response = event["response"]["id"]
+                self._response = self._under_way = event["response"]["id"]
             case "response.done":
                 self.notes.responses[event["response"]["status"]] += 1
                 self._cut.discard(event["response"]["id"])
+                self._under_way = ""
             case "response.output_audio.delta" if event["response_id"] not in self._cut:
                 self._hear(event, connection)
             case "input_audio_buffer.speech_started":
