@@ -211,6 +211,15 @@ class OwnedCall:
         if self.is_lost:
             raise CallTaken(self.id)
 
+    async def wait_confirmed(self) -> None:
+        """Until Redis, asked now, has said whose the call is: still ours, or it is lost.
+
+        Waits as long as Redis is away: give it a timeout.
+        """
+        look = self.protocol.ask_look()
+        self._agenda.on_changed(self)
+        await self._wait(lambda: self.protocol.looked >= look or self.is_lost or self.is_ended)
+
     async def wait_settled(self) -> None:
         """Until every verdict given so far is in Redis, or never will be because the call is lost."""
         await self._wait(lambda: self.is_lost or self.is_ended or not self.protocol.inbox.has_unwritten)

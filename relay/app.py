@@ -1,11 +1,13 @@
 """One node, put together: the only place that knows ``ops``, ``fanout`` and the call's parts at once."""
 
+import asyncio
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -24,8 +26,10 @@ from relay.calls import Lives
 from relay.config import ConfigError, Settings
 from relay.draining import Draining
 from relay.http import Api
+from relay.pulse import Pulse
 from relay.session import Session
 from relay.sideband import SideLeg
+from relay.spares import Spares
 from relay.tally import Tally
 from relay.upstream import Upstream
 
@@ -63,7 +67,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         side_legs: Lives[SideLeg] = await stack.enter_async_context(Lives.running())
         draining = Draining(settings, calls, side_legs, wall=time.time)  # noqa: TID251  # the clock
         state = _State(settings, calls, side_legs, draining)
-        services = Services(settings, upstream, bus, tally, time.time)  # noqa: TID251  # the clock
+        pulse = stack.enter_context(Pulse(asyncio.get_running_loop()).beating())
+        pulse.on_stop = partial(_doubt, calls)
+        sizes = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
+        spares = await stack.enter_async_context(Spares.running(upstream, settings.upstream_spares, **sizes))
+        services = Services(settings, upstream, bus, tally, time.time, pulse, spares)  # noqa: TID251  # the clock
         public = Api(services, calls, side_legs, lambda: state.health.accepts_calls).make_app()
         metrics = _metrics(state, tally, lag, supervisor, bus)
         _drain_metrics(metrics, draining)
@@ -77,6 +85,12 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         stack.callback(state.hurry)
         log.info("node_ready", node=settings.node, region=settings.region, url=url, ops_url=ops_url)
         yield Node(url, ops_url, state.drain, state.hurry, draining.wait_over)
+
+
+def _doubt(calls: Lives[Session]) -> None:
+    """This node stood still: its calls may be somebody else's by now."""
+    for call in calls.all():
+        call.doubt()
 
 
 class _State:

@@ -11,6 +11,7 @@ from relay.config import Agent, Settings
 from relay.core.actions import Side
 from relay.core.bridge import Rules
 from relay.core.endings import Ending
+from relay.pulse import Pulse
 from relay.spares import Spares
 from relay.tally import Tally
 from relay.traffic import Traffic
@@ -26,7 +27,8 @@ class Services:
     bus: Fanout
     tally: Tally
     wall: Callable[[], float]  # seconds since the epoch
-    spares: Spares | None = None
+    pulse: Pulse
+    spares: Spares | None = None  # where some are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

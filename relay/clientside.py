@@ -237,7 +237,7 @@ def make_leg(
         Side.CLIENT,
         owner,
         on_text,
-        realtime.is_whole_append,
+        services.pulse.guarded(realtime.is_whole_append),
         max_message=request.max_message,
         write_bytes=settings.write_buffer_bytes,
         socket_bytes=settings.socket_buffer_bytes,

@@ -36,6 +36,7 @@ _BUG: Final = "internal error of the relay"
 _LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
 # After these what the client has said is a turn of its own, or nothing.
 _TURNS: Final = frozenset({f"input_audio_buffer.{what}" for what in ("speech_stopped", "committed", "cleared")})
+_CONFIRM_SECONDS: Final = 2.0  # for Redis to say whose a call is
 _ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
@@ -73,6 +74,8 @@ class Session:
         self._started = request.started_at or services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None
+        self._doubted: list[bytes] | None = None  # what waits until it is known whether the call is still ours
+        self._start: Callable[[Coroutine[Any, Any, None]], None]  # a task of the call's
         self._is_counted_away = False
         self._skipped = 0  # items that a model refused when the conversation was rebuilt
         self._largest_buffer = 0
@@ -123,16 +126,14 @@ class Session:
                     now = self._services.wall()
                     owned.end(self._request.tombstone(self._settings, ending, self._started, now))
             self._hands.forget()
+            del self._start
 
     async def _live(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 started: list[asyncio.Task[None]] = []
-
-                def start(work: Coroutine[Any, Any, None]) -> None:
-                    started.append(tasks.create_task(work))
-
-                start(self._work(start))
+                self._start = lambda work: started.append(tasks.create_task(work))
+                self._start(self._work())
                 await self._ending
                 for task in started:
                     task.cancel()
@@ -143,8 +144,8 @@ class Session:
             self.end(ended(Why.NODE_DRAINING, "node shut down"))  # a no-op unless we were cancelled
             self._account(self._ending.result())
 
-    async def _work(self, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-        """Own the call; then ``start`` what it lives of."""
+    async def _work(self) -> None:
+        """Own the call; then start what it lives of."""
         try:
             await self._own()
         except NotTaken as refused:
@@ -155,9 +156,9 @@ class Session:
             raise AssertionError("owned just now")
         owned.on_interest = self._on_interest
         self._on_interest()
-        start(self.model.run(rebuilds=self._request.resumes))
-        start(self._announce(owned))
-        start(self._yield_when_lost(owned))
+        self._start(self.model.run(rebuilds=self._request.resumes))
+        self._start(self._announce(owned))
+        self._start(self._yield_when_lost(owned))
 
     async def _own(self) -> None:
         record = self._request.record(self._settings, self._started)
@@ -329,8 +330,33 @@ class Session:
         self._largest_buffer = max(self._largest_buffer, self.client.leg.largest_buffer)
         self._bridge.on_client_lost()
 
+    def doubt(self) -> None:
+        """This node stood still: until it is known whose the call is, the model hears nothing more of it."""
+        owned = self._hands.owned
+        if self.is_over or self._doubted is not None or owned is None or not owned.is_registered:
+            return
+        self._doubted = []
+        self.client.leg.feed(None)
+        self.client.leg.pause()
+        self._start(self._confirm(owned, self.client.leg))
+
+    async def _confirm(self, owned: OwnedCall, leg: Leg) -> None:
+        with contextlib.suppress(TimeoutError):  # a Redis that is away takes no call from anybody
+            async with asyncio.timeout(_CONFIRM_SECONDS):
+                await owned.wait_confirmed()
+        messages, self._doubted = self._doubted or [], None
+        leg.resume()
+        self._hands.feed()
+        for message in messages:
+            self.on_client_text(message)
+
     def on_client_text(self, message: bytes) -> None:
         """A text message of the client's that is no plain audio."""
+        if self._services.pulse.has_stopped:
+            self.doubt()
+        if self._doubted is not None:
+            self._doubted.append(message)  # as much as one read brought
+            return
         self._hands.act(self._bridge.on_client_text(message, self._loop.time()))
         self._guard()
 

@@ -69,6 +69,8 @@ class Ownership:
         self._asked_server = 0
         self._restore = False
         self._refresh = False
+        self._looks_asked = 0  # asked for by the session
+        self.looked = 0  # of these, the last that was answered
         self._read_after = ""
         self._read_ticket: ReadTicket | None = None
         self._paused_until = 0.0
@@ -133,6 +135,12 @@ class Ownership:
         """What rang before is in the stream only."""
         self.is_bell_unheard = False
         self.inbox.ask_read()
+
+    def ask_look(self) -> int:
+        """Have Redis asked whether the call is still ours; `looked` is this number, or higher, once it has said."""
+        self._looks_asked += 1
+        self._refresh = True
+        return self._looks_asked
 
     def ask_refresh(self) -> None:
         """The sweep."""
@@ -244,7 +252,7 @@ class Ownership:
     def _looks(self) -> list[Step]:
         steps = []
         if self._refresh:
-            steps.append(Step("refresh", self._scripts.refresh(self.keys, self.epoch, self.claim)))
+            steps.append(Step("refresh", self._scripts.refresh(self.keys, self.epoch, self.claim), self._looks_asked))
         if self.inbox.needs_read and self.phase is Phase.HELD:
             if self._read_ticket is None:
                 self._read_after, self._read_ticket = "", self.inbox.begin_read()
@@ -377,7 +385,8 @@ class Ownership:
             case "read":
                 return self._on_read(step.about, outcome, wall)
             case "refresh":
-                self._refresh = False
+                self.looked = step.about
+                self._refresh = self.looked < self._looks_asked
                 self.inbox.on_last_entry(Position(outcome[1].decode(), outcome[2].decode()))
                 self.is_bell_unheard = outcome[3] == 0
                 self.interest = Ring(outcome[4], outcome[5])

@@ -23,6 +23,7 @@ from relay.calls import Lives
 from relay.config import MIB, Settings
 from relay.core.frames import Opcode
 from relay.handoff import BadHandshake, check_upgrade, hand_off
+from relay.pulse import Pulse
 from relay.session import Session
 from relay.tally import Tally
 from relay.upstream import Target
@@ -76,7 +77,7 @@ class _NoBus:
 
 def make_services(settings: Settings) -> Services:
     """What the sessions share; ``settings`` are a node's, with the longest message raised."""
-    return Services(settings, cast(Any, _NoModel()), cast(Any, _NoBus()), Tally(), time.time)
+    return Services(settings, cast(Any, _NoModel()), cast(Any, _NoBus()), Tally(), time.time, Pulse(asyncio.get_running_loop()))
 
 
 def make_settings() -> Settings:

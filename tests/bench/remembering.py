@@ -28,6 +28,9 @@ MEMORY, NO_WRITES, NO_MEMORY = MODES = (
 
 _PROGRAM: Final = ("tests.bench.forgetful", "serve")
 _OPEN_AT_ONCE: Final = 50
+_SWEEP_SECONDS: Final = (
+    "60"  # a sweep costs as much as some windows' facts: it must not come again and again in one mode
+)
 _SETTLE_SECONDS: Final = 1.0  # for what was noted in the mode before to be written
 
 
@@ -65,7 +68,9 @@ async def _talking(load: Load) -> AsyncIterator[tuple[Peer, Peer, Contender, dic
         model = await stack.enter_async_context(running_peer("model", "ops.bench.model", folder))
         port = await model.ask("listen", cert=None, key=None)
         site, upstream = Site(folder, redis.url), f"ws://127.0.0.1:{port}/v1/realtime"
-        node = await stack.enter_async_context(site.relay(upstream, program=_PROGRAM))
+        node = await stack.enter_async_context(
+            site.relay(upstream, program=_PROGRAM, RELAY_BUS_SWEEP_SECONDS=_SWEEP_SECONDS)
+        )
         if node.pid is None:
             raise RuntimeError("a node without a process")
         where = {"url": node.url, "headers": node.headers, "ca": None}

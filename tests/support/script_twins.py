@@ -306,11 +306,12 @@ class Both:
         return self.step(self._scripts[0].rewrite(keys(call), epoch, claim, total, list(entries)))
 
     def end(self, claim="aa", *, call=CALLS[0], off=0, why="client_hung_up", orphan=None):
-        """`orphan` is how far from the time at which its owner last said that it has it the caller believes that to be."""
+        """`orphan` is how far off the caller believes the time to be when its owner last said that it has it."""
         tombstone = Tombstone(
             id=call, tenant="acme", node="n1", region="iad", started_at=0.5, ended_at=1.5, why=why, fault="client"
         )
-        owned_ms = "" if orphan is None else f"{self.held.get(keys(call).owned, {}).get(call.encode(), 0.0) + orphan:.0f}"
+        owned_at = self.held.get(keys(call).owned, {}).get(call.encode(), 0.0)
+        owned_ms = "" if orphan is None else f"{owned_at + orphan:.0f}"
         epoch = self._epoch(call, claim, off)
         return self.step(self._scripts[0].end(keys(call), epoch, claim, tombstone, owned_ms=owned_ms))
 
