@@ -136,6 +136,10 @@ class _State:
         return len(self._calls)
 
     @property
+    def away(self) -> int:
+        return sum(call.is_away for call in self._calls.all())
+
+    @property
     def attached(self) -> int:
         return len(self._side_legs)
 
@@ -255,7 +259,7 @@ def _continuity_metrics(metrics: Metrics, tally: Tally) -> None:
         "Calls that went on before the bus had registered them.",
         lambda: tally.unregistered,
     )
-    metrics.gauge("relay_calls_away", "Calls that wait for their client to come back.", lambda: tally.away)
+    metrics.gauge("relay_calls_away", "Calls that wait for their client to come back.", lambda: state.away)
     metrics.counters(
         "relay_resumes_total",
         "Clients that came back: to the same model leg, with their call from another node, or in vain.",

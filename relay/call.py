@@ -98,11 +98,10 @@ def log_end(
     ending: Ending,
     traffic: Traffic,
     *,
-    largest_buffer: int,
     seconds: float,
     connect_seconds: float | None,
 ) -> None:
-    """Write the call's one line; ``largest_buffer`` is what waited at most for one of its legs."""
+    """Write the call's one line."""
     client, model = traffic.received(Side.CLIENT), traffic.received(Side.MODEL)
     log.info(
         "call_left" if ending.why.goes_on else "call_ended",
@@ -118,5 +117,5 @@ def log_end(
         client_bytes=client[1],
         model_frames=model[0],
         model_bytes=model[1],
-        largest_buffer=largest_buffer,
+        largest_buffer=traffic.largest_buffer,
     )

@@ -18,6 +18,7 @@ from relay.stale import let_go
 from relay.watchdog import Watchdog
 
 _SENT_BYTES: Final = 512 * 1024  # of what was sent last: what a client may have repeated that names what it saw
+_ANSWERS_AT_MOST: Final = 32  # times the write buffer, see ``guard``
 _DROPS: Final = frozenset({1001, 1006, 1011, 1012, 1013})  # closes of clients that may come back
 _REPLACED: Final = Close(Why.REPLACED.code, "replaced by another connection of this call's client")
 
@@ -48,7 +49,7 @@ class Call(Protocol):
     def on_client_lost(self) -> None:
         """The client is gone, and may come back."""
 
-    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
+    def on_failed(self, error: Exception) -> None:
         """Our own bug."""
 
     def end(self, ending: Ending, error: bytes | None = None) -> None:
@@ -135,17 +136,41 @@ class ClientSide:
         call = self._call
         if call.is_over or self._grace is not None:
             return
-        if not self.request.can_resume or not self._settings.resume_seconds or not call.can_wait():
+        if not self.request.can_resume or not self._settings.resume_seconds:
             call.end(ending)
+            return
+        if not call.can_wait():
+            # One that was just taken over lives: its client may come back to it, here or on another node.
+            call.end(ended(Why.MOVED, "its client left before it was here") if self.request.resumes else ending)
             return
         call.watchdog.forget(self.leg)
         self._grace = self._loop.call_later(self._settings.resume_seconds, call.end, ending)
         call.on_client_lost()
 
-    def fail(self, why: Why, text: str) -> None:
-        """The leg in use is of no use any more."""
+    def on_stalled(self, leg: Leg) -> None:
+        """The client took no byte for too long."""
+        if leg is self.leg:
+            self._fail(Why.CLIENT_SLOW, f"the client took no byte for {self._settings.stall_seconds:g} s")
+
+    def on_silent(self, leg: Leg) -> None:
+        """The client answered no ping."""
+        if leg is self.leg:
+            self._fail(Why.CLIENT_SILENT, "the client answered no ping")
+
+    def _fail(self, why: Why, text: str) -> None:
         self._lose(ended(why, text))
         self.leg.abort()
+
+    def guard(self) -> None:
+        """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
+
+        What is forwarded is bounded by pausing the other leg; answers are not. One message of the largest size may be
+        waiting already.
+        """
+        settings = self._settings
+        most = settings.max_message_bytes + _ANSWERS_AT_MOST * settings.write_buffer_bytes
+        if self.leg.blocked and self.leg.buffered() > most:
+            self._call.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
 
     def close(self, ending: Ending) -> None:
         """Close the leg: the call is over."""
@@ -193,7 +218,7 @@ class ClientSide:
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug."""
-        self._call.on_leg_failed(leg, error)
+        self._call.on_failed(error)
 
 
 class Arrival:

@@ -68,7 +68,7 @@ class Call(Protocol):
     def on_model_blocked(self, blocked: bool) -> None:
         """The model leg can no longer, or again, be written."""
 
-    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
+    def on_failed(self, error: Exception) -> None:
         """Our own bug."""
 
     def new_event_id(self) -> str:
@@ -306,11 +306,20 @@ class ModelSide:
     def _end(self, loss: Loss) -> None:
         self._call.end(loss.ending, loss.error)
 
-    def fail(self, why: Why, text: str, *, is_final: bool = False) -> None:
-        """The leg in use is of no use any more."""
+    def on_stalled(self, leg: Leg) -> None:
+        """The model took no byte for too long."""
+        if leg is self.leg:
+            self._fail(Why.MODEL_SLOW, f"the model took no byte for {self._settings.stall_seconds:g} s")
+
+    def on_silent(self, leg: Leg) -> None:
+        """The model answered no ping."""
+        if leg is self.leg:
+            self._fail(Why.MODEL_SILENT, "the model answered no ping")
+
+    def _fail(self, why: Why, text: str) -> None:
         error = realtime.error_event(self._event_ids(), "server_error", why.label, text)
         self.leg.abort()
-        self._lose(Loss(ended(why, text), error, is_final))
+        self._lose(Loss(ended(why, text), error))
 
     def close(self, why: Why) -> None:
         """Close all legs: the call is over."""
@@ -339,7 +348,7 @@ class ModelSide:
 
     def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
         """Its leg told it so; the client knows it as a lost model."""
-        self.fail(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol")
+        self._fail(Why.MODEL_PROTOCOL, "the model's server broke the WebSocket protocol")
 
     def on_leg_close(self, leg: Leg, close: Close) -> None:
         """The model closes, or answers our CLOSE."""
@@ -361,4 +370,4 @@ class ModelSide:
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug."""
-        self._call.on_leg_failed(leg, error)
+        self._call.on_failed(error)

@@ -1,6 +1,7 @@
 """WebSockets that are asked for, new calls, clients that come back, side legs: checked before the hand-over."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -135,7 +136,7 @@ class Opening:
     ) -> web.StreamResponse:
         """The client of a call that lives here has a new connection."""
         client = self._client(request, claims, offered, voice=voice)
-        arrival = Arrival(self._services, live.request_of(client))
+        arrival = Arrival(self._services, replace(live.request, **client))
         leg, headers = arrival.leg, self._headers(live.call_id, choose_protocol(offered))
         most = arrival.request.max_message
         response = hand_off(request, leg, headers, max_message=most, on_refused=leg.on_ws_refused)

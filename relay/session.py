@@ -7,8 +7,7 @@ everything else comes here from the read callbacks.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import structlog
@@ -17,6 +16,7 @@ from fanout import CallEnded, CallTaken, Message, OwnedCall
 from relay.call import Request, Services, log_end
 from relay.clientside import Arrival, ClientSide
 from relay.core import realtime
+from relay.core.actions import Side
 from relay.core.bridge import Bridge, Phase
 from relay.core.conversation import Gone, opening_update
 from relay.core.endings import Ending, Why, ended
@@ -24,6 +24,7 @@ from relay.core.frames import Opcode
 from relay.core.memory import Memory
 from relay.core.messages import Settled
 from relay.core.rebuild import Rebuild
+from relay.doubt import Doubt
 from relay.greeting import Greeter, new_event_id
 from relay.hands import Hands
 from relay.legs import Leg
@@ -36,8 +37,6 @@ _BUG: Final = "internal error of the relay"
 _LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
 # After these what the client has said is a turn of its own, or nothing.
 _TURNS: Final = frozenset({f"input_audio_buffer.{what}" for what in ("speech_stopped", "committed", "cleared")})
-_CONFIRM_SECONDS: Final = 2.0  # for Redis to say whose a call is
-_ANSWERS_AT_MOST: Final = 32  # times the write buffer, see _guard
 
 log = structlog.get_logger("relay")
 
@@ -49,7 +48,7 @@ class Session:
         settings = services.settings
         self._services = services
         self._settings = settings
-        self._request = request
+        self.request = request  # as it was admitted
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(call=request.call_id, node=settings.node, region=settings.region)
         self.watchdog = Watchdog(settings, self)
@@ -65,7 +64,7 @@ class Session:
             self.client,
             self.model,
             end=self.end,
-            on_failed=self.on_look_failed,
+            on_failed=self.on_failed,
         )
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._early: list[Message] | None = [] if request.resumes else None  # come before the memory is there
@@ -74,16 +73,14 @@ class Session:
         self._started = request.started_at or services.wall()
         self._started_at = self._loop.time()
         self._connect_seconds: float | None = None
-        self._doubted: list[bytes] | None = None  # what waits until it is known whether the call is still ours
+        self._doubt = Doubt(services.pulse)
         self._start: Callable[[Coroutine[Any, Any, None]], None]  # a task of the call's
-        self._is_counted_away = False
         self._skipped = 0  # items that a model refused when the conversation was rebuilt
-        self._largest_buffer = 0
 
     @property
     def call_id(self) -> str:
         """The call's id."""
-        return self._request.call_id
+        return self.request.call_id
 
     @property
     def is_over(self) -> bool:
@@ -109,7 +106,7 @@ class Session:
 
     async def run(self) -> None:
         """Live the call until it ends, or goes on elsewhere; returns when nothing of it is left on this node."""
-        self._services.tally.started += not self._request.resumes
+        self._services.tally.started += not self.request.resumes
         self.watchdog.watch(self.client.leg, self._started_at)
         self.watchdog.start()
         try:
@@ -124,7 +121,7 @@ class Session:
                 owned.on_interest = None  # it refers back, as the call does
                 if not ending.why.goes_on:
                     now = self._services.wall()
-                    owned.end(self._request.tombstone(self._settings, ending, self._started, now))
+                    owned.end(self.request.tombstone(self._settings, ending, self._started, now))
             self._hands.forget()
             del self._start
 
@@ -147,24 +144,21 @@ class Session:
     async def _work(self) -> None:
         """Own the call; then start what it lives of."""
         try:
-            await self._own()
+            owned = await self._own()
         except NotTaken as refused:
             self.fail(refused.why, str(refused), refused.code)
             return
-        owned = self._hands.owned
-        if owned is None:
-            raise AssertionError("owned just now")
         owned.on_interest = self._on_interest
         self._on_interest()
-        self._start(self.model.run(rebuilds=self._request.resumes))
+        self._start(self.model.run(rebuilds=self.request.resumes))
         self._start(self._announce(owned))
         self._start(self._yield_when_lost(owned))
 
-    async def _own(self) -> None:
-        record = self._request.record(self._settings, self._started)
-        if not self._request.resumes:
-            self._hands.owned = self._services.bus.own(record, self._deliver)
-            return
+    async def _own(self) -> OwnedCall:
+        record = self.request.record(self._settings, self._started)
+        if not self.request.resumes:
+            owned = self._hands.owned = self._services.bus.own(record, self._deliver)
+            return owned
         owned = self._hands.owned = await take(self._services.bus, record, self._deliver)
         items = [realtime.decode(entry) for entry in owned.memory]
         self._gone = self._bridge.restore(owned.known, items, self._services.wall())
@@ -172,6 +166,7 @@ class Session:
         early, self._early = self._early or [], None
         for message in early:
             self._deliver(message)
+        return owned
 
     async def _announce(self, owned: OwnedCall) -> None:
         """Let the client hear of the call when it can be reached, and has a model leg."""
@@ -186,7 +181,7 @@ class Session:
         while self._bridge.phase is not Phase.ANNOUNCING:  # the model leg was lost meanwhile
             self._has_model.clear()
             await self._has_model.wait()
-        request = self._request
+        request = self.request
         greeting = self._resumed([]) if request.resumes else self._greeter.started(request)
         self._hands.act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
         self._hands.feed()
@@ -239,26 +234,17 @@ class Session:
         self._hands.stop()
         tally, seconds = self._services.tally, self._loop.time() - self._started_at
         self._traffic.count(tally)
-        tally.away -= self._is_counted_away
         tally.ended[ending.why] += 1
         tally.duration.observe(seconds)
-        log_end(
-            self._log,
-            self._request,
-            ending,
-            self._traffic,
-            largest_buffer=max(self._largest_buffer, self.client.leg.largest_buffer, self.model.leg.largest_buffer),
-            seconds=seconds,
-            connect_seconds=self._connect_seconds,
-        )
+        connected = self._connect_seconds
+        log_end(self._log, self.request, ending, self._traffic, seconds=seconds, connect_seconds=connected)
 
     # Moving to another node
 
     @property
     def can_move(self) -> bool:
         """Whether another node could go on with it: its client can come back."""
-        is_begun = self._bridge.phase not in {Phase.DIALLING, Phase.ANNOUNCING}
-        return is_begun and not self.is_over and self.client.request.can_resume and self._hands.owned is not None
+        return self._bridge.is_announced and not self.is_over and self.client.request.can_resume
 
     def moment(self, now: float) -> bool:
         """Whether it can be moved without anybody's noticing."""
@@ -275,30 +261,24 @@ class Session:
 
     def can_arrive(self, tenant: str) -> bool:
         """Whether a client of this tenant may go on with this call here."""
-        is_announced = self._bridge.phase not in {Phase.DIALLING, Phase.ANNOUNCING, Phase.ENDED}
-        return tenant == self._request.tenant and is_announced and not self.is_over
-
-    def request_of(self, client: Mapping[str, Any]) -> Request:
-        """The call as it is for a client that comes back."""
-        return replace(self._request, **client)
+        return tenant == self.request.tenant and not self.is_over
 
     def arrive(self, arrival: Arrival) -> None:
         """The call's client has a new leg, whatever became of the one before."""
         if self.is_over or arrival.leg.closing:
             arrival.leg.abort()
             return
-        if self.is_away:
-            self._services.tally.away -= 1
-            self._is_counted_away = False
-        else:
-            self._lose_client()
-        self._services.tally.resumes["same_leg"] += 1
+        is_announced = self._bridge.is_announced
+        if is_announced and not self.is_away:
+            self.on_client_lost()
         missed = self.client.arrive(arrival.request, arrival.leg)
         self._traffic.use(arrival.leg)
         self._hands.take_up(arrival.leg)
-        rules, greeting = arrival.request.rules(self._settings), self._resumed(missed)
-        self._hands.act(self._bridge.on_client_back(rules, greeting, self._loop.time(), self._services.wall()))
-        self._hands.feed()
+        if is_announced:
+            self._services.tally.resumes["same_leg"] += 1
+            rules, greeting = arrival.request.rules(self._settings), self._resumed(missed)
+            self._hands.act(self._bridge.on_client_back(rules, greeting, self._loop.time(), self._services.wall()))
+            self._hands.feed()
         for message in arrival.early:
             self.on_client_text(message)
 
@@ -319,46 +299,30 @@ class Session:
 
     def on_client_lost(self) -> None:
         """The client is gone, and may come back."""
-        self._lose_client()
-        self._services.tally.away += 1
-        self._is_counted_away = True
-
-    def _lose_client(self) -> None:
         self.model.leg.feed(None)
         self.client.leg.feed(None)
         self._hands.let_go(self.client.leg)
-        self._largest_buffer = max(self._largest_buffer, self.client.leg.largest_buffer)
         self._bridge.on_client_lost()
 
     def doubt(self) -> None:
         """This node stood still: until it is known whose the call is, the model hears nothing more of it."""
         owned = self._hands.owned
-        if self.is_over or self._doubted is not None or owned is None or not owned.is_registered:
-            return
-        self._doubted = []
-        self.client.leg.feed(None)
-        self.client.leg.pause()
-        self._start(self._confirm(owned, self.client.leg))
+        if not self.is_over and self._doubt.begins(owned, self.client.leg) and owned is not None:
+            self._start(self._doubt.wait_over(owned, self._go_on))
 
-    async def _confirm(self, owned: OwnedCall, leg: Leg) -> None:
-        with contextlib.suppress(TimeoutError):  # a Redis that is away takes no call from anybody
-            async with asyncio.timeout(_CONFIRM_SECONDS):
-                await owned.wait_confirmed()
-        messages, self._doubted = self._doubted or [], None
-        leg.resume()
+    def _go_on(self, messages: list[bytes]) -> None:
         self._hands.feed()
         for message in messages:
             self.on_client_text(message)
 
     def on_client_text(self, message: bytes) -> None:
         """A text message of the client's that is no plain audio."""
-        if self._services.pulse.has_stopped:
+        if self._doubt.is_due:
             self.doubt()
-        if self._doubted is not None:
-            self._doubted.append(message)  # as much as one read brought
+        if self._doubt.holds(message):
             return
         self._hands.act(self._bridge.on_client_text(message, self._loop.time()))
-        self._guard()
+        self.client.guard()
 
     def on_client_binary(self, payload: bytes) -> None:
         """A binary message of the client's: raw audio on /voice."""
@@ -368,17 +332,6 @@ class Session:
         """A leg that cannot be written pauses the reading of its peer."""
         self._hands.on_blocked(self.client.leg, blocked)
 
-    def _guard(self) -> None:
-        """Bound what answers can pile up on a client that sends what must be answered and reads nothing.
-
-        What is forwarded is bounded by pausing the other leg; answers are not. One message of the largest size may be
-        waiting already.
-        """
-        settings, leg = self._settings, self.client.leg
-        most = settings.max_message_bytes + _ANSWERS_AT_MOST * settings.write_buffer_bytes
-        if leg.blocked and leg.buffered() > most:
-            self.end(ended(Why.CLIENT_SLOW, "the client sends and does not read"))
-
     # The model's side
 
     def on_model_opened(self) -> None:
@@ -386,7 +339,7 @@ class Session:
         self._connect_seconds = self._loop.time() - self._started_at
         self._services.tally.connect.observe(self._connect_seconds)
         self._traffic.use(self.model.leg)
-        session = dict(self._request.opening)
+        session = dict(self.request.opening)
         self._hands.act(self._bridge.on_model_opened(opening_update(session) if session else None, self._loop.time()))
         self._has_model.set()
 
@@ -402,7 +355,6 @@ class Session:
     def on_model_changed(self, old: Leg, rebuild: Rebuild, before: list[bytes]) -> None:
         """Another model leg is in use, which has the conversation; ``before`` is audio that it has yet to hear."""
         leg, now, wall = self.model.leg, self._loop.time(), self._services.wall()
-        self._largest_buffer = max(self._largest_buffer, old.largest_buffer)
         if not old.closing:
             self._hands.let_go(old)
         self._traffic.use(leg)
@@ -466,29 +418,18 @@ class Session:
             bridge.heard = owned.is_heard
             self._hands.feed()
 
-    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
+    def on_failed(self, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
-        self.on_look_failed(error)
-
-    def on_look_failed(self, error: Exception) -> None:
-        """The same, in the look after the legs."""
         self._log.error("call_failed", exc_info=error)
         self.fail(Why.NODE_FAILED, _BUG)
 
     def on_stalled(self, leg: Leg) -> None:
         """A peer took no byte for too long."""
-        seconds = self._settings.stall_seconds
-        if leg is self.client.leg:
-            self.client.fail(Why.CLIENT_SLOW, f"the client took no byte for {seconds:g} s")
-        elif leg is self.model.leg:
-            self.model.fail(Why.MODEL_SLOW, f"the model took no byte for {seconds:g} s")
+        (self.client if leg.side is Side.CLIENT else self.model).on_stalled(leg)
 
     def on_silent(self, leg: Leg) -> None:
         """A peer answered no ping."""
-        if leg is self.client.leg:
-            self.client.fail(Why.CLIENT_SILENT, "the client answered no ping")
-        elif leg is self.model.leg:
-            self.model.fail(Why.MODEL_SILENT, "the model answered no ping")
+        (self.client if leg.side is Side.CLIENT else self.model).on_silent(leg)
 
     def on_look(self) -> None:
         """What has no event of its own to wake it."""

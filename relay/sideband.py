@@ -253,7 +253,7 @@ class SideLeg:
         log.error("side_leg_failed", call=self.call_id, exc_info=error)
         self.end(SideWhy.NODE_FAILED)
 
-    def on_look_failed(self, error: Exception) -> None:
+    def on_failed(self, error: Exception) -> None:
         """The same, in the look after the socket."""
         self.on_leg_failed(self.leg, error)
 

@@ -42,6 +42,6 @@ async def take(bus: Fanout, record: CallRecord, deliver: Callable[[Message], Non
         raise NotTaken(Why.REPLACED, "replaced", text) from None
     except (CallEnded, CallNotFound):
         raise NotTaken(Why.CALL_OVER, "call_ended", "The call has ended: begin a new one.") from None
-    except (FanoutError, TimeoutError):
+    except (FanoutError, TimeoutError, ValueError):  # the last: this node is just letting go of it
         text = "The call's Redis does not answer: connect again in a moment."
         raise NotTaken(Why.BUS_AWAY, "region_unreachable", text) from None

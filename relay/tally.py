@@ -47,7 +47,6 @@ class Tally:
         self.redials: dict[str, int] = dict.fromkeys(("rebuilt", "failed"), 0)  # of lost model legs, by outcome
         self.roll_overs: dict[str, int] = dict.fromkeys(("done", "forced", "missed"), 0)  # of model legs, by outcome
         self.items_skipped = 0  # items of a conversation that a model refused when it was rebuilt
-        self.away = 0  # calls that wait for their client now
         self.orphans: dict[str, int] = dict.fromkeys(("node_lost", "client_lost"), 0)  # ended for others, by why
         self.connect = Histogram(CONNECT_BUCKETS)
         self.rebuild = Histogram(REBUILD_BUCKETS)

@@ -8,7 +8,7 @@ from relay.tally import Tally
 class Traffic:
     """The legs of one call, one on each side at a time."""
 
-    __slots__ = ("_before", "_counted", "_legs")
+    __slots__ = ("_before", "_counted", "_largest_buffer", "_legs")
 
     def __init__(self, client: Leg, model: Leg) -> None:
         self._legs = {Side.CLIENT: client, Side.MODEL: model}
@@ -19,6 +19,7 @@ class Traffic:
         """This leg is in use from now on."""
         side = leg.side
         self._before[side] = self._sum(side)
+        self._largest_buffer = self.largest_buffer
         self._legs[side] = leg
 
     def _sum(self, side: Side) -> tuple[int, int, int, int]:
@@ -39,6 +40,11 @@ class Traffic:
     def received(self, side: Side) -> tuple[int, int]:
         """Frames and bytes that came from one side."""
         return self._sum(side)[:2]
+
+    @property
+    def largest_buffer(self) -> int:
+        """The most bytes that ever waited for one of the legs."""
+        return max(self._largest_buffer, *(leg.largest_buffer for leg in self._legs.values()))
 
     def count(self, tally: Tally) -> None:
         """Add what came since last time to the node's tally."""

@@ -26,7 +26,7 @@ class Call(Protocol):
     def on_silent(self, leg: Leg) -> None:
         """The peer answered no ping."""
 
-    def on_look_failed(self, error: Exception) -> None:
+    def on_failed(self, error: Exception) -> None:
         """A look failed: a call whose clocks are broken must not live on without them."""
 
 
@@ -77,7 +77,7 @@ class Watchdog:
             self._look(asyncio.get_running_loop().time())
             call.on_look()
         except Exception as error:  # noqa: BLE001  # it is ours, and ends this call with a traceback
-            call.on_look_failed(error)
+            call.on_failed(error)
 
     def _look(self, now: float) -> None:
         verdicts: list[tuple[Leg, Callable[[Leg], None]]] = []

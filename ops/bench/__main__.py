@@ -141,7 +141,7 @@ def _side_shape(options: argparse.Namespace) -> SideShape:
 
 
 def _resume_shape(options: argparse.Namespace) -> ResumeShape:
-    return ResumeShape(resumes=10 if options.quick else 60, calls=options.calls or 10)
+    return ResumeShape(resumes=5 if options.quick else 60, calls=options.calls or 10)
 
 
 def _planned_seconds(kind: str, shapes: Shapes) -> float:

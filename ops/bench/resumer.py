@@ -14,7 +14,7 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_
 from ops.bench.orders import Order, run_peer
 
 _STEP_SECONDS: Final = 20.0  # for one answer, or one connection
-_WRITTEN_SECONDS: Final = 1.0  # for the calls' home to have what was said
+_WRITTEN_SECONDS: Final = 1.5  # for the calls' home to have what was said
 _AWAY_SECONDS: Final = 0.1  # between a cut and the next socket: who has lost a connection needs longer to notice
 _AUDIO: Final = "response.output_audio.delta"
 _ASK: Final = b'{"type":"response.create"}'

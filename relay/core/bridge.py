@@ -154,6 +154,11 @@ class Bridge:
         if rules.expects_opening:
             self.conversation.view.expect_opening(math.inf)
 
+    @property
+    def is_announced(self) -> bool:
+        """Whether the client has heard of the call."""
+        return self.phase not in {Phase.DIALLING, Phase.ANNOUNCING}
+
     def _step(self, step: Step) -> None:
         self.phase = TRANSITIONS[self.phase][step]
 

@@ -31,7 +31,7 @@ _OPEN_AT_ONCE: Final = 50
 _SWEEP_SECONDS: Final = (
     "60"  # a sweep costs as much as some windows' facts: it must not come again and again in one mode
 )
-_SETTLE_SECONDS: Final = 1.0  # for what was noted in the mode before to be written
+_SETTLE_SECONDS: Final = 1.5  # for what was noted in the mode before to be written
 
 
 @dataclass(frozen=True, slots=True)
