@@ -277,8 +277,8 @@ class OwnedCall:
         self.give(self.protocol.on_bell(entry, previous, self._clock()))
 
     def on_look(self) -> None:
-        """Somebody may have taken the call: reading decides."""
-        self.protocol.ask_refresh()
+        """Somebody may have taken the call: reading decides. An answer that is under way may be from before it."""
+        self.protocol.ask_look()
         self._agenda.on_changed(self)
 
     def on_outcomes(self, steps: Sequence[Step], outcomes: Sequence[Any]) -> None:

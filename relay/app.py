@@ -66,11 +66,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         calls: Lives[Session] = await stack.enter_async_context(Lives.running())
         side_legs: Lives[SideLeg] = await stack.enter_async_context(Lives.running())
         draining = Draining(settings, calls, side_legs, wall=time.time)  # noqa: TID251  # the clock
-        state = _State(settings, calls, side_legs, draining)
-        pulse = stack.enter_context(Pulse(asyncio.get_running_loop()).beating())
-        pulse.on_stop = partial(_doubt, calls)
         sizes = {"write_bytes": settings.write_buffer_bytes, "socket_bytes": settings.socket_buffer_bytes}
         spares = await stack.enter_async_context(Spares.running(upstream, settings.upstream_spares, **sizes))
+        state = _State(settings, calls, side_legs, draining, spares)
+        pulse = stack.enter_context(Pulse(asyncio.get_running_loop()).beating())
+        pulse.on_stop = partial(_doubt, calls)
         services = Services(settings, upstream, bus, tally, time.time, pulse, spares)  # noqa: TID251  # the clock
         public = Api(services, calls, side_legs, lambda: state.health.accepts_calls).make_app()
         metrics = _metrics(state, tally, lag, supervisor, bus)
@@ -97,19 +97,26 @@ class _State:
     """The node's health, and what its operators see of it."""
 
     def __init__(
-        self, settings: Settings, calls: Lives[Session], side_legs: Lives[SideLeg], draining: Draining
+        self,
+        settings: Settings,
+        calls: Lives[Session],
+        side_legs: Lives[SideLeg],
+        draining: Draining,
+        spares: Spares,
     ) -> None:
         self.health = Health.STARTING
         self._settings = settings
         self._calls = calls
         self._side_legs = side_legs
         self._draining = draining
+        self._spares = spares
 
     def ready(self) -> None:
         self.health = moved(self.health, Health.READY)
 
     def drain(self) -> None:
         self.health = moved(self.health, Health.DRAINING)  # first: no new call comes between
+        self._spares.stop()
         self._draining.begin()
 
     def hurry(self) -> None:
@@ -175,7 +182,7 @@ def _bus(settings: Settings) -> BusSettings:
         sweep_seconds=settings.bus_sweep_seconds,
         socket_timeout=settings.bus_socket_timeout,
         # A call that was handed over waits no shorter for its client than one that kept its node.
-        orphan_seconds=max(BusSettings.orphan_seconds, settings.resume_seconds),
+        orphan_seconds=max(BusSettings.orphan_seconds, settings.resume_seconds + 15.0),
         memory_keys=settings.memory_keys,
     )
 
@@ -231,6 +238,7 @@ def _metrics(state: _State, tally: Tally, lag: LoopLag, supervisor: Supervisor, 
         lambda: {str(status): number for status, number in tally.refused.items()},
     )
     _continuity_metrics(metrics, tally)
+    metrics.gauge("relay_calls_away", "Calls that wait for their client to come back.", lambda: state.away)
     metrics.counters("relay_frames_received_total", "Frames received, by leg.", "leg", lambda: tally.frames)
     metrics.counters("relay_received_bytes_total", "Payload bytes received, by leg.", "leg", lambda: tally.bytes)
     metrics.counters(
@@ -259,7 +267,6 @@ def _continuity_metrics(metrics: Metrics, tally: Tally) -> None:
         "Calls that went on before the bus had registered them.",
         lambda: tally.unregistered,
     )
-    metrics.gauge("relay_calls_away", "Calls that wait for their client to come back.", lambda: state.away)
     metrics.counters(
         "relay_resumes_total",
         "Clients that came back: to the same model leg, with their call from another node, or in vain.",

@@ -67,6 +67,7 @@ class Building:
         services, target = self._services, self._request.target
         spare = services.spares.take(target) if services.spares is not None else None
         if spare is not None:
+            self.leg.abandon()
             self.leg = spare.leg
             self.leg.give(self, self._on_text)
             return list(spare.messages)

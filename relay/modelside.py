@@ -145,6 +145,7 @@ class ModelSide:
         """Open the first model leg; false if the call ends instead."""
         spare = self._services.spares.take(self._request.target) if self._services.spares is not None else None
         if spare is not None:
+            self.leg.abandon()
             self.leg = spare.leg
             self.leg.give(self, self._call.on_model_text)
         else:
@@ -256,14 +257,14 @@ class ModelSide:
                     self._building = None
                     self._failures += 1
                     return
-                if self._is_behind:
-                    self._is_behind = False
-                    building.catch_up()
-                is_lost = self._loss.done()
-                hurried = self._is_late()
-                if rebuild.is_ready and (is_lost or self._call.is_moment(hurried=hurried)):
-                    self._switch(building, is_lost=is_lost, hurried=hurried)
-                    return
+                is_lost, hurried = self._loss.done(), self._is_late()
+                if is_lost or self._call.is_moment(hurried=hurried):
+                    if self._is_behind:  # now, not whenever it is: a long conversation is milliseconds of the loop
+                        self._is_behind = False
+                        building.catch_up()
+                    if rebuild.is_ready:
+                        self._switch(building, is_lost=is_lost, hurried=hurried)
+                        return
                 await building.wait_news(_LOOK_SECONDS)
         finally:
             self._call.keep_audio(False)
@@ -277,7 +278,7 @@ class ModelSide:
             self._loss = self._loop.create_future()
         else:
             tally.roll_overs["forced" if hurried else "done"] += 1
-        tally.items_skipped += len(rebuild.skipped)
+        tally.items_skipped += rebuild.items_skipped
         self._roll_at = self._cut_at = None
         self.on_session(rebuild.expires_at)
         self.leg.give(self, self._call.on_model_text)

@@ -68,6 +68,7 @@ class Session:
         )
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._early: list[Message] | None = [] if request.resumes else None  # come before the memory is there
+        self._untold: list[bytes] = []  # what ends at the client's what the node before had begun
         self._gone: Gone | None = None  # what the model leg that was lost left behind
         self._has_model = asyncio.Event()
         self._started = request.started_at or services.wall()
@@ -163,6 +164,7 @@ class Session:
         items = [realtime.decode(entry) for entry in owned.memory]
         self._gone = self._bridge.restore(owned.known, items, self._services.wall())
         self._hands.act(self._gone.follows)
+        self._untold = self._gone.to_client
         early, self._early = self._early or [], None
         for message in early:
             self._deliver(message)
@@ -182,7 +184,7 @@ class Session:
             self._has_model.clear()
             await self._has_model.wait()
         request = self.request
-        greeting = self._resumed([]) if request.resumes else self._greeter.started(request)
+        greeting = self._resumed(self._untold) if request.resumes else self._greeter.started(request)
         self._hands.act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
         self._hands.feed()
 
@@ -361,7 +363,7 @@ class Session:
         self._hands.take_up(leg)
         for message in before:
             leg.send(message)
-        self._skipped += len(rebuild.skipped)
+        self._skipped += rebuild.items_skipped
         self._hands.act(self._bridge.on_model_changed(rebuild.session, rebuild.restored, rebuild.anchor_id, now, wall))
         self._has_model.set()
         if self._bridge.phase is Phase.OPEN:

@@ -14,10 +14,13 @@ class Traffic:
         self._legs = {Side.CLIENT: client, Side.MODEL: model}
         self._before = dict.fromkeys(self._legs, (0, 0, 0, 0))  # of legs that were in use before
         self._counted = dict.fromkeys(self._legs, (0, 0))  # frames and bytes that the tally has
+        self._largest_buffer = 0
 
     def use(self, leg: Leg) -> None:
         """This leg is in use from now on."""
         side = leg.side
+        if self._legs[side] is leg:
+            return
         self._before[side] = self._sum(side)
         self._largest_buffer = self.largest_buffer
         self._legs[side] = leg

@@ -217,6 +217,8 @@ class TranscriptEntry(msgspec.Struct, frozen=True):
     output: Annotated[str, _said("Of a tool result.")] | UnsetType = UNSET
     status: Annotated[str, _said("", "completed", "in_progress", "incomplete")] | UnsetType = UNSET
     truncated_ms: Annotated[float, _said("The person interrupted and heard this much.")] | UnsetType = UNSET
+    audio_ms: Annotated[float, _said("How long the answer is that was spoken, about.")] | UnsetType = UNSET
+    hidden: Annotated[bool, _said("Whether it is kept from the client.")] | UnsetType = UNSET
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from relay.core.memory import Fact, Memory
 from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
 from relay.core.rebuild import FATAL
-from relay.core.unfinished import FOLLOWED, Unfinished
+from relay.core.unfinished import FOLLOWED, Unfinished, cancelled
 
 _OPENING: Final = f"{OWN_EVENTS}open"
 _RETRIEVED: Final = "conversation.item.retrieved"
@@ -84,7 +84,7 @@ class Conversation:
         self._unfinished = Unfinished()
         self._speech: str | None = None  # the item that the person's speech becomes
         self._again: list[bytes] = []  # events of the client's that the model leg did not answer
-        self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "speech": None}
+        self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "active": None, "speech": None}
         self._transcription_event = ""
         self._last_response = ""
 
@@ -100,7 +100,7 @@ class Conversation:
         """What the gate lets through now; see ``Gate.release``."""
         released = self._gate.release(now, wall, appended)
         sends = (Send(Side.MODEL, event) for event in released.events)
-        return [*sends, *released.settled, *self._clear(released.silenced), *self._state(now)]
+        return [*sends, *released.settled, *self._clear(released.silenced), *self._state()]
 
     def on_tick(self, now: float) -> tuple[bytes | None, list[Action]]:
         """What the model left without an answer for too long, and what the client gets instead."""
@@ -112,7 +112,9 @@ class Conversation:
         """The model leg is lost: what was open on it ends, as far as the client is concerned."""
         active = self._gate.responses.active
         is_told = active is not None and self._unfinished.made_tool_call(active)
-        facts = self.memory.on_interrupted(self._unfinished.open_items(active)) if active is not None else []
+        cut = self._unfinished.open_items(active) if active is not None else []
+        facts = self.memory.on_interrupted(cut)
+        facts += [fact for item_id in cut for fact in self._said(item_id)]
         closing = self._unfinished.close(self._event_ids)
         turn, self._speech = self._speech, None
         if turn is not None:
@@ -122,7 +124,7 @@ class Conversation:
         settled, again = self._gate.on_model_gone(now, is_told=is_told)
         self._again += again
         logs = [log for event in closing for log in self._logged(event)]
-        return Gone(closing, [*logs, *_notes(facts), *settled, *self._state(now)], turn, active)
+        return Gone(closing, [*logs, *_notes(facts), *settled, *self._state()], turn, active)
 
     def on_model_changed(
         self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float
@@ -149,27 +151,37 @@ class Conversation:
         """Take a conversation over as its memory has it: facts, and the items of backends that were told applied."""
         notes = _notes([*self.memory.restore(facts), *self.memory.adopt(list(items), wall)])
         notes += _notes(self.memory.on_interrupted(self.memory.under_way))
+        before = None
         for entry in self.memory.entries:
             self._gate.tools.restore(entry)
             if entry.get("hidden"):
-                self._hidden.add(str(entry["id"]))
+                self._hidden.add(str(entry["id"]), before=before)
+            before = str(entry["id"])
         try:
             state = realtime.decode(facts.get(CALL_FACT, b"{}"))
         except NotAnEvent:
             state = {}
-        self._told_state = state
+        self._told_state = {}
         self.view.shows_transcripts = state.get("transcripts") is True
         if state.get("owed") is True:
             self._gate.responses.owe()
         if self.memory.session:
             self._gate.turns.on_session(self.memory.session)
-        speech = state.get("speech")
-        return Gone([], notes, speech if isinstance(speech, str) else None, None)
+        turn, response = (
+            each if isinstance(each, str) else None for each in (state.get("speech"), state.get("active"))
+        )
+        told = [cancelled(response, self._event_ids())] if response is not None else []
+        return Gone(told, [*notes, *self._state()], turn, response)
 
-    def _state(self, now: float) -> list[Action]:
+    def _state(self) -> list[Action]:
         """Note what a later owner must know beside the items."""
-        is_owed = self._gate.responses.is_owed_to_client
-        state = {"transcripts": self.view.shows_transcripts, "owed": is_owed, "speech": self._speech}
+        responses = self._gate.responses
+        state = {
+            "transcripts": self.view.shows_transcripts,
+            "owed": responses.is_owed_to_client,
+            "active": responses.active,
+            "speech": self._speech,
+        }
         if state == self._told_state:
             return []
         self._told_state = state
@@ -192,7 +204,7 @@ class Conversation:
             self._unfinished.on_event(kind, event)
         passed, follows = understand(self, message, event, now, wall)
         logged = [] if kind in _SELF_LOGGED else self._logged(message)
-        return passed, [*logged, *follows, *(self._state(now) if kind in _TELLING else ())]
+        return passed, [*logged, *follows, *(self._state() if kind in _TELLING else ())]
 
     def _on_retrieved(self, message: bytes) -> _Understood:
         """Megabytes of audio, never parsed: whose it is follows from the order of the questions."""
@@ -217,7 +229,8 @@ class Conversation:
             is_news = not settled and str(error.get("code")) not in _EXPECTED
             return None, [*settled, *([_complaint(error)] if is_news else ())]
         changed = False
-        self.is_refused |= error.get("code") in FATAL
+        is_setting = str(error.get("param")).startswith("session.")  # such as the model of the transcription
+        self.is_refused |= error.get("code") in FATAL and not is_setting
         if error.get("code") == "session_expired" and self.hides_expiry:
             return None, self._logged(message)
         if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
@@ -295,6 +308,14 @@ class Conversation:
         self.memory.on_words(str(event.get("item_id")), str(event.get("delta") or ""))
         return message, []
 
+    def _on_audio_done(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        """An answer's audio is whole: of one that is cut off later, its length tells which words were heard."""
+        return message, _notes(self._said(str(event.get("item_id"))))
+
+    def _said(self, item_id: str) -> list[Fact]:
+        said_ms = self._gate.turns.said_ms(item_id)
+        return self.memory.on_audio(item_id, said_ms) if said_ms else []
+
     def _on_speech(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         if event.get("type") == "input_audio_buffer.speech_started":
             self._speech = str(event.get("item_id"))
@@ -356,7 +377,7 @@ class Conversation:
     def on_client_event(self, event: ClientEvent, now: float, appended: int) -> tuple[bytes | None, list[Action]]:
         """What of a client's event goes to the model now (None: nothing), and what else follows."""
         passed, follows = self.client.on_event(event, now, appended)
-        return passed, [*follows, *self._state(now)]
+        return passed, [*follows, *self._state()]
 
 
 _Understand = Callable[[Conversation, bytes, dict[str, Any], float, float], _Understood]
@@ -380,6 +401,7 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
     "response.output_item.added": Conversation._on_output_item,
     "response.output_item.done": Conversation._on_output_item,
     "response.content_part.added": Conversation._on_part,
+    "response.output_audio.done": Conversation._on_audio_done,
     "response.output_audio_transcript.delta": Conversation._on_words,
     "response.output_text.delta": Conversation._on_words,
     "response.created": Conversation._on_response_created,

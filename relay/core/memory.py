@@ -317,11 +317,11 @@ class Memory:
         An item that is known gets its full text. One that is missing was not written any more, and stands at the end;
         unless it went before.
         """
-        ids = [item.get("id") for item in items]
+        ids = [str(item.get("id")) for item in items]
         settled = max((at for at, each in enumerate(ids) if each in self._places or each in self._gone), default=-1)
         facts: list[Fact] = []
         for at, item in enumerate(items):
-            place = self._places.get(str(ids[at]))
+            place = self._places.get(ids[at])
             if place is not None:
                 facts += self._change(place, {key: value for key, value in _entry(item).items() if value})
             elif ids[at] not in self._gone and not (self.dropped and at < settled):

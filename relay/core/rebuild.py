@@ -176,6 +176,11 @@ class Rebuild:
         return [*session, *self._left_out, *((item_id, code) for item_id, (_, code) in self._refused.items())]
 
     @property
+    def items_skipped(self) -> int:
+        """How many items it lacks."""
+        return sum(item_id != SESSION for item_id, _ in self.skipped)
+
+    @property
     def expires_at(self) -> float | None:
         """When the new session ends, in seconds since the epoch, if it says so."""
         moment = self.session.get("expires_at")
@@ -213,7 +218,7 @@ class Rebuild:
 
     def _want_session(self) -> None:
         wanted = restorable(self._memory.session)
-        if wanted and wanted != self._wanted:
+        if wanted != self._wanted:
             self._wanted = self._update = wanted
             self._updates = 0
             self._session_refused = None

@@ -209,7 +209,9 @@ class Responses:
 
     @property
     def is_owed_to_client(self) -> bool:
-        """The same of a response that no backend asked for, so that no message stands behind it."""
+        """The same, or waiting for it, where no backend asked for the response: so no message stands behind it."""
+        if any(not ask.wanted_by for ask in self._queue):
+            return True
         asked = self._asked or (self._requested.ask if self._requested is not None else None)
         if asked is not None and asked.wanted_by:
             return False

@@ -50,6 +50,7 @@ class Turns:
         "_parts",
         "_quiet_at",
         "_rate",
+        "_said_seconds",
         "_size",
         "_speaking",
     )
@@ -65,6 +66,7 @@ class Turns:
         self._rate = _BYTES_PER_SECOND["audio/pcm"]
         self._envelope = _ENVELOPE + 3 * _ID_BYTES
         self._part: tuple[str, int] = ("", 0)  # to which new audio belongs
+        self._said_seconds = 0.0  # of that part
         self._parts: list[_Part] = []
         self._frames = self._size = 0  # of the model's audio seen so far
 
@@ -110,7 +112,7 @@ class Turns:
 
     def on_part(self, item_id: str, content_index: int, *, ids_bytes: int | None = None) -> None:
         """The audio that follows belongs to this content part; ``ids_bytes`` is the length of its events' ids."""
-        self._part = (item_id, content_index)
+        self._part, self._said_seconds = (item_id, content_index), 0.0
         if ids_bytes is not None:
             self._envelope = _ENVELOPE + ids_bytes
 
@@ -121,6 +123,7 @@ class Turns:
         if not new:
             return
         seconds = max(0, grown - new * self._envelope) * 3 / 4 / self._rate
+        self._said_seconds += seconds
         parts, (item_id, index) = self._parts, self._part
         self._forget_played(now)
         last = parts[-1] if parts else None
@@ -147,6 +150,10 @@ class Turns:
         self._parts = [part for part in self._parts if item_id is not None and part.item_id != item_id]
 
     # What it means
+
+    def said_ms(self, item_id: str) -> int:
+        """About how much audio there is of the item that is being said, or was said last; 0 of any other."""
+        return round(self._said_seconds * 1000) if item_id == self._part[0] else 0
 
     @property
     def is_speaking(self) -> bool:

@@ -13,6 +13,11 @@ _RESPONSES: Final = 64  # at the same time; the oldest is forgotten
 _ITEMS: Final = 128  # of one response, and parts of one item; more are overlooked
 _TEXT: Final = 256_000  # characters of one response; more words are let go
 
+_CANCELLED: Final = {
+    "status": "cancelled",
+    "status_details": {"type": "cancelled", "reason": "client_cancelled"},
+    "usage": None,
+}
 # What ends each kind of part, and where its words stand.
 _PARTS: Final = {
     "audio": ("output_audio_transcript", "transcript"),
@@ -169,9 +174,13 @@ class Unfinished:
             if not item.is_done:
                 events += _closed_item(item, {"response_id": response_id, "output_index": index})
             output.append(item.body)
-        details = {"type": "cancelled", "reason": "client_cancelled"}
-        end = {"status": "cancelled", "status_details": details, "output": output, "usage": None}
-        return [*events, {"type": "response.done", "response": {**response.body, **end}}]
+        return [*events, {"type": "response.done", "response": {**response.body, **_CANCELLED, "output": output}}]
+
+
+def cancelled(response_id: str, event_id: str) -> bytes:
+    """End a response of which nothing but its id is known any more."""
+    body: dict[str, Any] = {"object": "realtime.response", "id": response_id, **_CANCELLED, "output": []}
+    return encode({"type": "response.done", "event_id": event_id, "response": body})
 
 
 _ENDS: Final = frozenset(

@@ -77,6 +77,11 @@ async def handed_over(session: Session) -> None:
         await session.call.wait_handed_over()
 
 
+async def logged(session: Session) -> None:
+    async with asyncio.timeout(5):
+        await session.call.wait_logged()
+
+
 def memory(*entries: str) -> list[bytes]:
     return [entry.encode() for entry in entries]
 
@@ -98,7 +103,8 @@ async def test_one_question_says_what_an_id_stands_for(bus):
         assert (found.node, found.epoch, found.state) == ("a", session.call.epoch, "live")
         assert await b.find(call_id, "evil") is None
         session.end("model_gone")
-        await session.call.wait_ended()
+        async with asyncio.timeout(5):
+            await session.call.wait_ended()
         ended = await b.find(call_id, "acme")
         assert isinstance(ended, Tombstone)
         assert ended.why == "model_gone"
@@ -116,7 +122,7 @@ async def test_a_call_is_taken_with_all_that_is_known_of_it(bus):
         await put(a, old.id, message("m2"), wait=Status.DELIVERED)
         old.call.note("session", b"s")
         old.call.note("item.00000001", b"\xff\x00")
-        await old.call.wait_logged()
+        await logged(old)
         new = await taken(b, old.id)
         assert new.call.is_registered
         assert new.call.memory == memory("m1")
@@ -125,7 +131,7 @@ async def test_a_call_is_taken_with_all_that_is_known_of_it(bus):
         await eventually(lambda: new.ids == ["m2"])
         assert (await put(a, old.id, message("m2"))).node == "b"
         new.call.note("item.00000001", None)
-        await new.call.wait_logged()
+        await logged(new)
         assert (await a.facts(old.id, "acme")).values == {"session": b"s"}
 
 
@@ -161,7 +167,8 @@ async def test_what_is_no_live_call_cannot_be_taken(bus, state, error):
         if state == "ended":
             session = await live(a, call_id=call_id)
             session.end()
-            await session.call.wait_ended()
+            async with asyncio.timeout(5):
+                await session.call.wait_ended()
         with pytest.raises(error):
             await taken(b, call_id)
         assert counts(b)["owned"] == 0
@@ -183,7 +190,8 @@ async def test_another_claim_that_comes_between_is_claimed_over(bus, monkeypatch
         monkeypatch.setattr(Directory, "claim", claim_late)
         new = await taken(b, session.id)
         assert new.call.protocol.is_held
-        await session.call.wait_lost()
+        async with asyncio.timeout(5):
+            await session.call.wait_lost()
         late = 100
         with pytest.raises(CallTaken):
             await taken(a, session.id)
@@ -216,7 +224,7 @@ async def test_a_take_that_is_given_up_is_undone(alone, monkeypatch, is_carried_
     async with alone.nodes("a", "b", "c") as (a, b, c):
         old = await live(a)
         old.call.note("session", b"s")
-        await old.call.wait_logged()
+        await logged(old)
         asked = Directory.claim
 
         async def claim_and_freeze(directory: Directory, call_id: str, tenant: str) -> Expected:
@@ -265,7 +273,7 @@ async def test_a_call_is_handed_over_with_all_that_was_said_and_noted(bus):
         for number in range(3):
             await put(b, old.id, message(f"m{number}"), wait=Status.DELIVERED)
         old.call.note("usage", b"u")
-        await old.call.wait_logged()
+        await logged(old)
         old.call.settle("m0", Status.APPLIED, memory=b"m0")
         old.call.note("session", b"s")
         await handed_over(old)
@@ -308,7 +316,8 @@ async def test_a_call_that_is_handed_over_can_come_back_to_its_node(bus):
         assert new.call.epoch > old.call.epoch
         assert (await put(a, old.id, message("m1"))).status is Status.APPLIED
         new.end()
-        await new.call.wait_ended()
+        async with asyncio.timeout(5):
+            await new.call.wait_ended()
 
 
 async def test_a_call_that_is_not_yet_registered_is_handed_over_once_it_is(alone):
@@ -376,7 +385,7 @@ async def test_every_fact_is_there_after_an_outage(alone, comes_back):
             session.call.note(f"item.{number:08}", known[f"item.{number:08}"])
 
         note(1)
-        await session.call.wait_logged()
+        await logged(session)
         if comes_back == "frozen":
             server(alone).freeze()
         else:
@@ -407,7 +416,7 @@ async def test_a_new_owner_writes_the_facts_again_that_redis_loses(alone):
         async with alone.nodes("a") as (a,):
             old = await live(a)
             old.call.note("session", b"s")
-            await old.call.wait_logged()
+            await logged(old)
         new = await taken(b, old.id)
         server(alone).restart()
         async with asyncio.timeout(10):
@@ -432,6 +441,7 @@ async def test_nothing_is_delivered_to_who_has_not_got_the_call_in_hand(bus, mon
         got: list[tuple[Message, bool]] = []
         owned = None
         monkeypatch.setattr(Owner, "on_subscribed", on_subscribed_late)
-        owned = await b.take(old.record, lambda sent: got.append((sent, owned is not None)))
+        async with asyncio.timeout(5):
+            owned = await b.take(old.record, lambda sent: got.append((sent, owned is not None)))
         await eventually(lambda: len(got) == 1)
         assert got[0][1]

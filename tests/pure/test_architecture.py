@@ -50,7 +50,7 @@ OWNERS = {
     "redis": {"fanout.redis.*", "relay.demo"},
     "msgpack": {"fanout.core.envelope"},
     "jwt": {"relay.tokens", "ops.bench.*"},  # which may not import relay.tokens
-    "cryptography": {"relay.devcert"},
+    "cryptography": {"relay.devcert", "fanout.sealing"},
     "prometheus_client": {"ops.metrics"},
     "os.environ": {"relay.config", "relay.cli", "relay.demo", "fanout.client", "ops.bench.*"},
     "os.getenv": set[str](),

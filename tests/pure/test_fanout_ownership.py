@@ -330,6 +330,19 @@ def test_a_take_over_that_its_client_gave_up_is_undone(world):
     assert world.look("")[3] == b""
 
 
+def test_a_look_that_is_asked_for_while_one_is_under_way_is_another(world):
+    """The one that is under way may have been answered before the call was taken."""
+    owner = world.live()
+    owner.ask_refresh()
+    steps = owner.steps(world.now, world.now)
+    outcomes = [world.redis.execute(step.run, world.now) for step in steps]
+    world.drive(world.owner(Expected(owner.epoch, owner.claim)))
+    owner.ask_look()
+    owner.on_outcomes(steps, outcomes, world.now, world.now)
+    world.drive(owner)
+    assert owner.phase is Phase.LOST
+
+
 @pytest.mark.parametrize("executed", [True, False])
 def test_a_take_over_that_its_client_left_is_undone_and_forgotten(world, executed):
     """A new Redis must not hear of it: it was never ours."""

@@ -398,6 +398,13 @@ def test_an_answer_that_is_cut_off_has_the_words_so_far(reader):
     assert reader.note(reader.memory.on_interrupted(["a"])) == 0
 
 
+def test_an_answer_that_is_cut_off_keeps_the_words_that_it_had(reader):
+    """A server may say them with the item, as far as they are."""
+    reader.item(role="assistant", status="in_progress", content=[{"text": "Good"}])
+    reader.note(reader.memory.on_interrupted(["a"]))
+    assert (reader.entry["text"], reader.entry["status"]) == ("Good", "incomplete")
+
+
 def test_an_item_that_ends_without_its_words_has_those_that_came(reader):
     """A server may leave them out of an item that it cut off."""
     reader.item(role="assistant", status="in_progress", content=[])
@@ -417,6 +424,7 @@ def test_an_item_that_ends_without_its_words_has_those_that_came(reader):
 def test_what_is_cut_off_before_it_means_anything_goes(reader, item):
     """A tool call that is not whole can be answered by nobody."""
     reader.item(**item, status="in_progress")
+    say(reader, "a", "odd" if item["type"] == "function_call" else "")
     reader.note(reader.memory.on_interrupted(["a", "unknown"]))
     assert reader.order == []
 
@@ -503,6 +511,7 @@ def test_nothing_is_known_of_a_call_without_facts(reader):
         ("item.00000001", b'{"type":"message"}'),
         ("item.00000001", b'{"id":"b","text":7}'),
         ("item.x", b'{"id":"b"}'),
+        ("item.\u0661", b'{"id":"b"}'),
         ("session", b"[]"),
         ("usage", b"7"),
         ("dropped", b'"many"'),
@@ -575,9 +584,18 @@ def test_what_a_backend_put_in_long_ago_stays_away(reader):
     """It was among the oldest, which were let go; what came after one that is known was not."""
     for number in range(1400):
         reader.item(f"i{number}")
-    ids = adopted(reader.elsewhere(), *(put(each, "x") for each in ("b1", "i500", "b2", "i1399", "b3")))
-    assert ids[-2:] == ["i1399", "b3"]
+    ids = adopted(reader.elsewhere(), *(put(each, "x") for each in ("b1", "i500", "b2", "i1399", "b3", "b4")))
+    assert ids[-3:] == ["i1399", "b3", "b4"]
     assert not {"b1", "b2"} & {*ids}
+    reader.item("b6")
+    reader.note(reader.memory.on_deleted("b6"))
+    assert adopted(reader.elsewhere(), put("b5", "x"), put("b6", "x"))[-1] == "i1399"
+
+
+def test_what_a_backend_put_in_is_missed_wherever_it_stood(reader):
+    """Nothing of this conversation was let go, so that it should be there."""
+    reader.item("a")
+    assert adopted(reader, put("b1", "one"), put("a", "two")) == ["a", "b1"]
 
 
 def test_an_item_that_went_may_come_again(reader):

@@ -432,6 +432,7 @@ def test_what_a_session_would_refuse_is_left_out_and_counted(entry, code):
     )
     leg = Leg(memory).build()
     assert leg.rebuild.skipped == [(entry.get("id", "a"), code)]
+    assert [event["item"]["id"] for event in leg.sent[1:]] == ["t0", leg.rebuild.anchor_id]
     assert leg.ids[:-1] == ["t0"]
     assert leg.rebuild.is_ready
 
@@ -456,10 +457,19 @@ def test_a_result_is_told_behind_its_call_only():
     assert leg.rebuild.skipped == [("o", "invalid_tool_call_id")]
 
 
+def test_an_id_of_the_greatest_length_is_told():
+    """Clients may choose their items' ids."""
+    assert planned(id="x" * 32, role="user", text="hi")[0]["id"] == "x" * 32
+
+
 def test_a_tool_call_without_an_id_is_told_as_it_is():
     """The session gives it one; no result can belong to it."""
     (item,) = planned(type="function_call", name="f", arguments="{}")
     assert item == {"id": "a", "type": "function_call", "name": "f", "arguments": "{}"}
+    memory = Memory()
+    for item_id, kind in (("a", "function_call"), ("b", "function_call_output")):
+        memory.on_item({"id": item_id, "type": kind}, WALL)
+    assert plan(memory).left_out == [("b", "invalid_tool_call_id")]
 
 
 @pytest.mark.parametrize(
@@ -500,6 +510,21 @@ def test_the_anchor_is_told_last():
     assert "aloud" in leg.anchor
     assert "cut off" not in leg.anchor
     assert "left out" not in leg.anchor
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"type": "message", "role": "assistant", "status": "completed", "content": [{"text": "Done."}]},
+        {"type": "function_call", "status": "incomplete", "name": "f", "call_id": "c", "arguments": "{"},
+    ],
+    ids=["whole answer", "tool call"],
+)
+def test_the_anchor_speaks_only_of_an_answer_that_was_cut_off(last):
+    """The model would say again what it said already."""
+    call = text_call("a")
+    call.memory.on_item({"id": "z", **last}, WALL)
+    assert "cut off" not in anchor_text(call.memory)
 
 
 def test_the_anchor_says_what_the_new_session_cannot_know():
@@ -797,6 +822,8 @@ def test_some_errors_leave_no_use_in_trying(code):
     leg.refusing["t0"] = {"code": code, "event_id": None}
     leg.build()
     assert (leg.rebuild.failed, leg.rebuild.is_ready) == (code, False)
+    leg.let_pass(APPLY)
+    assert not leg.rebuild.is_ready
     assert len(leg.sent) == 2
 
 
@@ -864,7 +891,10 @@ def test_the_way_to_a_refused_setting_may_lead_through_lists():
 
 @pytest.mark.parametrize(
     "param",
-    [None, 7, "", "session", "session.type", "item.id", "session.nothing", "session.tools[9]", "session.tools.x"],
+    [
+        *(None, 7, "", "session", "session.type", "item.instructions", "session.nothing", "session.nothing.at.all"),
+        *("session.tools[9]", "session.tools[9].name", "session.tools.x", "session.audio[0]", "session.instructions.a"),
+    ],
 )
 def test_settings_that_cannot_be_mended_are_done_without_and_counted(param):
     """The conversation goes on with the settings that the server has by itself."""
