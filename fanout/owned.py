@@ -187,13 +187,17 @@ class OwnedCall:
         self._agenda.on_noted(self)
         return has_room
 
+    def hurry(self) -> None:
+        """Write what was logged and noted so far as soon as Redis allows."""
+        self.chronicle.hurry()
+        self._agenda.on_noted(self)
+
     async def wait_logged(self) -> None:
         """Until what was logged and noted so far is in Redis, or never will be because the call is over or lost.
 
         Waits as long as Redis is away: give it a timeout. `end` drops what is not written by then.
         """
-        self.chronicle.hurry()
-        self._agenda.on_noted(self)
+        self.hurry()
         self._waits_logged += 1
         try:
             await self._wait(lambda: self.chronicle.is_written)

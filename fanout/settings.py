@@ -52,7 +52,8 @@ class BusSettings:
     repeat_seconds: float = 0.5  # first repeat of an unanswered publish; doubles up to repeat_max_seconds
     repeat_max_seconds: float = 5.0
     flush_seconds: float = 0.02  # the least time between two flushes of a call's log
-    facts_seconds: float = 0.05  # the least time between two flushes of a call's facts, where no event takes them along
+    facts_seconds: float = 1.0  # the least time between two flushes of a call's facts, where no event takes them along
+    facts_grid_seconds: float = 0.25  # and the moments at which they are: for all calls the same
     lease_seconds: float = 60.0  # how long a call's log is written for a node that watches, after it last said so
     renew_seconds: float = 15.0  # how often it says so
     hold_seconds: float = 10.0  # how far Redis's replicas may lag without a message's being lost

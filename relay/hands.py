@@ -190,6 +190,8 @@ class Hands:
         self._held.discard(leg.side)
         if leg.blocked:
             self.on_blocked(leg, False)
+        if leg.side is Side.CLIENT and self.owned is not None:
+            self.owned.hurry()  # the client may come back at another node, which must know all
 
     def take_up(self, leg: Leg) -> None:
         """A leg has come: it waits for its peer, if that cannot be written."""

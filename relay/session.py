@@ -215,6 +215,7 @@ class Session:
         """Write what is left to write and close the legs; of a call that moves, its next owner's turn comes first."""
         owned = self._hands.owned
         if ending.why is Why.MOVED and owned is not None:
+            self._hands.act(self._bridge.conversation.state())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.close_seconds):
                     owned.hand_over()

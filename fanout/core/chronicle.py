@@ -6,6 +6,7 @@ later owner builds the conversation from them. They wait for a Redis that is awa
 is no room is told. A caller asks for a `flush`, carries it out, and gives its answer back. `now` is any steady clock.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -289,8 +290,10 @@ class Chronicle:
             return None
         if self._pending or self._flight or self._is_urgent:
             return max(self._not_before, now)
-        # The first after a quiet time waits for those that come with it only.
-        return max(self._not_before, self._dirty_since + self._settings.flush_seconds, self._facts_not_before)
+        # On a grid that all calls share, so that many are written in one go: it halves what one of them costs.
+        step = self._settings.facts_grid_seconds
+        wanted = max(self._dirty_since, self._facts_not_before)
+        return max(self._not_before, (math.floor(wanted / step) + 1) * step)
 
     def flush(self, now: float, epoch: int, claim: str) -> Run | None:
         """What to write now, if it is time; until its answer is given back there is nothing more.

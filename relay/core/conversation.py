@@ -100,7 +100,7 @@ class Conversation:
         """What the gate lets through now; see ``Gate.release``."""
         released = self._gate.release(now, wall, appended)
         sends = (Send(Side.MODEL, event) for event in released.events)
-        return [*sends, *released.settled, *self._clear(released.silenced), *self._state()]
+        return [*sends, *released.settled, *self._clear(released.silenced), *self.state()]
 
     def on_tick(self, now: float) -> tuple[bytes | None, list[Action]]:
         """What the model left without an answer for too long, and what the client gets instead."""
@@ -124,7 +124,7 @@ class Conversation:
         settled, again = self._gate.on_model_gone(now, is_told=is_told)
         self._again += again
         logs = [log for event in closing for log in self._logged(event)]
-        return Gone(closing, [*logs, *_notes(facts), *settled, *self._state()], turn, active)
+        return Gone(closing, [*logs, *_notes(facts), *settled, *self.state()], turn, active)
 
     def on_model_changed(
         self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float
@@ -171,9 +171,9 @@ class Conversation:
             each if isinstance(each, str) else None for each in (state.get("speech"), state.get("active"))
         )
         told = [cancelled(response, self._event_ids())] if response is not None else []
-        return Gone(told, [*notes, *self._state()], turn, response)
+        return Gone(told, [*notes, *self.state()], turn, response)
 
-    def _state(self) -> list[Action]:
+    def state(self) -> list[Action]:
         """Note what a later owner must know beside the items."""
         responses = self._gate.responses
         state = {
@@ -204,7 +204,7 @@ class Conversation:
             self._unfinished.on_event(kind, event)
         passed, follows = understand(self, message, event, now, wall)
         logged = [] if kind in _SELF_LOGGED else self._logged(message)
-        return passed, [*logged, *follows, *(self._state() if kind in _TELLING else ())]
+        return passed, [*logged, *follows, *(self.state() if kind in _TELLING else ())]
 
     def _on_retrieved(self, message: bytes) -> _Understood:
         """Megabytes of audio, never parsed: whose it is follows from the order of the questions."""
@@ -377,7 +377,7 @@ class Conversation:
     def on_client_event(self, event: ClientEvent, now: float, appended: int) -> tuple[bytes | None, list[Action]]:
         """What of a client's event goes to the model now (None: nothing), and what else follows."""
         passed, follows = self.client.on_event(event, now, appended)
-        return passed, [*follows, *self._state()]
+        return passed, [*follows, *self.state()]
 
 
 _Understand = Callable[[Conversation, bytes, dict[str, Any], float, float], _Understood]
@@ -409,13 +409,8 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
 }
 # An error is its cause's business, and an answer to the relay's own update nobody's: they say themselves who sees them.
 _SELF_LOGGED: Final = frozenset({"error", "session.created", "session.updated"})
-# Those after which a later owner must know something else beside the items.
-_TELLING: Final = frozenset(
-    {
-        *("response.created", "response.done", "input_audio_buffer.committed", "input_audio_buffer.cleared"),
-        *("input_audio_buffer.speech_started", "error"),
-    }
-)
+# Those after which it is worth a write that a later owner must know something else beside the items.
+_TELLING: Final = frozenset({"response.done", "input_audio_buffer.committed", "input_audio_buffer.cleared", "error"})
 # Refusals of our own events that only say that somebody else was faster.
 _EXPECTED: Final = frozenset({"response_cancel_not_active", "conversation_already_has_active_response"})
 

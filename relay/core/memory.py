@@ -182,7 +182,8 @@ class Memory:
         value = encode(entry)
         self._bytes += len(value) - place.size
         place.entry, place.size = entry, len(value)
-        facts: list[Fact] = [(place.fact, value)]
+        # An answer of which there is no word yet is not worth a write: who reads it would leave it out.
+        facts: list[Fact] = [] if _is_bare(entry) else [(place.fact, value)]
         while len(self._places) > _ITEMS or self._bytes > _BYTES:
             facts += self.drop_oldest()
         return facts
@@ -327,6 +328,11 @@ class Memory:
             elif ids[at] not in self._gone and not (self.dropped and at < settled):
                 facts += self.on_item(item, wall)
         return facts
+
+
+def _is_bare(entry: dict[str, Any]) -> bool:
+    is_answer = entry.get("role") == "assistant" or entry.get("type") == "function_call"
+    return is_answer and entry.get("status") == "in_progress" and not entry.get("text")
 
 
 _FINISHED: Final = frozenset({"completed", "incomplete"})
