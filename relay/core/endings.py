@@ -47,6 +47,7 @@ class Why(Enum):
     MOVED = _Row(1012, "moved", "node", True)
     NODE_DRAINING = _Row(1012, "node_draining", "node", True)
     NODE_FAILED = _Row(1011, "node_failed", "node", True)
+    NODE_LOST = _Row(1011, "node_lost", "node", True)  # written by another node: there was nobody left to close
 
     @property
     def code(self) -> int:

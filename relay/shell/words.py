@@ -31,6 +31,10 @@ ENDINGS: Final[Mapping[str, Ending]] = {
         "the client's connection broke without a goodbye",
         f"{_RECONNECT} If it happens often, look at its network and at the proxies in between.",
     ),
+    "node_lost": Ending(
+        "the node that had it is gone, and its client did not come back in time",
+        "look at that node's last log lines; clients with a key of their own resume at another node by themselves.",
+    ),
     "client_silent": Ending(
         "the client stopped answering pings",
         f"{_RECONNECT} It lost its network, or its process hung or slept.",

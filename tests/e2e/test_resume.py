@@ -50,6 +50,48 @@ async def connect(nodes: Nodes, node: Node, key: str, **options: Any) -> aiohttp
     return await nodes.connect(node, headers=bearer(key), **options)
 
 
+async def live(nodes: Nodes, node: Node, key: str | None = None, **options: Any) -> aiohttp.ClientWebSocketResponse:
+    """A client leg that has its session; without a key as any client of the tenant's."""
+    client = await (connect(nodes, node, key, **options) if key is not None else nodes.connect(node, **options))
+    await event(client, "session.created")
+    return client
+
+
+def drop(client: aiohttp.ClientWebSocketResponse) -> None:
+    """The network takes the connection away."""
+    assert client._response.connection is not None
+    assert client._response.connection.transport is not None
+    client._response.connection.transport.abort()
+
+
+async def away(client: aiohttp.ClientWebSocketResponse) -> None:
+    """Drop it, and wait until its node has noticed."""
+    call = session_of(client._response.headers["X-Call-Id"])
+    drop(client)
+    await until(lambda: call.is_away)
+
+
+async def ends(nodes: Nodes, node: Node, call_id: str) -> dict[str, Any]:
+    """Until a call has ended; returns what is written of its end."""
+    found: dict[str, Any] = {}
+
+    async def is_over() -> bool:
+        found.update((await nodes.get(node, f"/v1/realtime/calls/{call_id}"))[1])
+        return found.get("state") == "ended"
+
+    await until(is_over)
+    return found
+
+
+async def refused(nodes: Nodes, node: Node, key: str, path: str = "/v1/realtime?model=sim") -> tuple[int, str]:
+    """Status and code with which a node refuses a connection; ``Retry-After`` goes with every 503."""
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers = handshake | bearer(key) | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    async with nodes.http.get(node.url + path, headers=headers) as response:
+        assert (response.status == 503) == ("Retry-After" in response.headers)
+        return response.status, (await response.json())["error"]["code"]
+
+
 async def remembered(nodes: Nodes, node: Node, call_id: str, text: str) -> None:
     """Until the call's home has this as its last words: what a node that dies has not written is lost."""
 

@@ -128,7 +128,10 @@ def test_a_failed_receipt_has_the_models_own_words() -> None:
 # Why
 
 
-@pytest.mark.parametrize("row", Why, ids=lambda row: row.label)
+ENDS = [row for row in Why if not row.goes_on]  # the others leave no tombstone
+
+
+@pytest.mark.parametrize("row", ENDS, ids=lambda row: row.label)
 def test_every_way_to_end_is_explained(row: Why) -> None:
     """A new row of the table of endings needs words and advice here."""
     assert ENDINGS[row.label].what
@@ -137,7 +140,7 @@ def test_every_way_to_end_is_explained(row: Why) -> None:
 
 def test_no_ending_is_explained_that_does_not_exist() -> None:
     """What is no longer in the table of endings goes here too."""
-    assert set(ENDINGS) == {row.label for row in Why}
+    assert set(ENDINGS) == {row.label for row in ENDS}
 
 
 def test_an_ended_call_says_when_where_why_whose_fault_and_what_next() -> None:
