@@ -63,6 +63,7 @@ class BusSettings:
     silence_seconds: float = 3.0  # without anything heard, the subscriber's connection is dropped
     node_ttl_seconds: float = 8.0  # of the node's heartbeat key: one heartbeat lifetime
     orphan_seconds: float = 45.0  # how long a call waits for its client after its node is gone, two heartbeat lifetimes
+    orphan_far_seconds: float = 600.0  # and one whose owner is in another region, to which the link may be cut
     margin_seconds: float = 2.0  # on top of a heartbeat lifetime, for owners to restore their records in a new Redis
     rewrite_seconds: float = 2.0  # and then to rewrite what else they know
     clock_skew_seconds: float = 0.25  # how far a node's clock may be off; a deadline holds within twice as much

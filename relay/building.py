@@ -80,7 +80,7 @@ class Building:
         return []
 
     def _check(self) -> None:
-        if self.rebuild.failed is not None and self.loss is None:
+        if self.rebuild.failed is not None and (self.loss is None or not self.loss.is_final):
             code = self.rebuild.failed
             text = f"The model refused to go on ({code})."
             error = realtime.error_event(self._event_ids(), "server_error", code, text)

@@ -49,6 +49,8 @@ class Orphans:
     def __init__(self, settings: BusSettings) -> None:
         self._client_seconds = settings.orphan_seconds
         self._node_seconds = max(2 * settings.node_ttl_seconds, settings.orphan_seconds)
+        self._far_seconds = max(self._node_seconds, settings.orphan_far_seconds)
+        self._region = settings.region
         # A heartbeat that came and went between two looks would not be missed: it lasts longer than that.
         self._gap_seconds = settings.node_ttl_seconds
         self._looked_at = float("-inf")
@@ -82,8 +84,9 @@ class Orphans:
         return sorted(orphans, key=lambda call: int(call.owned_ms))
 
     def _is_orphan(self, call: Silent, watched_for: float, normal_for: float) -> bool:
-        if call.claim:
-            return watched_for >= self._node_seconds
+        if call.claim:  # a node elsewhere may be cut off from here, and its call as lively as ever
+            is_near = call.record.region == self._region
+            return watched_for >= (self._node_seconds if is_near else self._far_seconds)
         if call.moved_for < 0:  # a claim that was undone, whose client went away
             return watched_for >= self._client_seconds
         return min(call.moved_for, normal_for) >= self._client_seconds

@@ -5,6 +5,7 @@ the client sees as its ``session.created``; the transcription that is on for the
 that SDKs repeat when they resume a call.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -21,9 +22,11 @@ class ClientSession:
         "_apply_seconds",
         "_created",
         "_event_ids",
+        "_opening",
         "_opening_until",
         "_transcription",
         "is_resumed",
+        "is_told",
         "shows_transcripts",
     )
 
@@ -34,15 +37,30 @@ class ClientSession:
         self._apply_seconds = apply_seconds
         self._transcription = transcription
         self._opening_until: float | None = None  # our session.update is under way
+        self._opening = b""
         self._created: dict[str, Any] | None = None  # the session.created that waits for it
         self.shows_transcripts = False  # the client asked for them
         self.is_resumed = False
+        self.is_told = False  # the client had its session.created
 
     # The relay's own first update
 
-    def expect_opening(self, now: float) -> None:
+    def expect_opening(self, now: float, opening: bytes = b"") -> None:
         """The relay's own ``session.update`` goes first: the client's ``session.created`` shows what it makes."""
         self._opening_until = now + self._apply_seconds
+        self._opening = opening
+
+    def on_model_gone(self) -> None:
+        """The model leg is lost: what was under way waits for another one."""
+        if self._opening_until is not None:
+            self._opening_until = math.inf
+
+    def open_again(self, now: float) -> list[bytes]:
+        """Return what another model leg is told before anything else."""
+        if self._opening_until is None or not self._opening:
+            return []
+        self.expect_opening(now, self._opening)
+        return [self._opening]
 
     @property
     def is_opening(self) -> bool:
@@ -56,6 +74,7 @@ class ClientSession:
     def end_opening(self) -> dict[str, Any] | None:
         """It came to nothing, or has its answer; returns the session.created that waited for it."""
         created, self._created, self._opening_until = self._created, None, None
+        self.is_told |= created is not None
         return created
 
     # What the client sees
@@ -63,16 +82,19 @@ class ClientSession:
     def on_session(self, message: bytes, event: dict[str, Any], session: dict[str, Any]) -> bytes | None:
         """What the client gets of a ``session.created`` or ``session.updated``; None: nothing."""
         if self._opening_until is None:
+            self.is_told |= event.get("type") == "session.created"
             shown = self.shown(session)
             return message if shown is session else encode({**event, "session": shown})
         if event.get("type") == "session.created":
             self._created = event
             return None
         created = self.end_opening()
+        self.is_told = True
         return encode({**(created or event), "type": "session.created", "session": self.shown(session)})
 
     def created(self, session: dict[str, Any]) -> bytes:
         """Build a ``session.created`` for a client whose call has its session already."""
+        self.is_told = True
         return self._event("session.created", session)
 
     def shown(self, session: dict[str, Any]) -> dict[str, Any]:

@@ -58,8 +58,12 @@ class Node:
 
     name: str
     region: str
-    url: str
-    process: Process
+    command: list[str]
+    env: dict[str, str]
+    ready: Path
+    url: str = ""
+    ops_url: str = ""
+    process: Process = field(init=False)
 
 
 class Fleet:
@@ -69,6 +73,7 @@ class Fleet:
         self._placement = placement
         self._folder = folder
         self._secret = secrets.token_hex(32)
+        self._stack: AsyncExitStack
         self.homes: dict[str, Home] = {}
         self.links: list[Link] = []
         self.nodes: list[Node] = []
@@ -104,35 +109,42 @@ class Fleet:
         if await process.wait() != 0:
             raise RuntimeError(f"this command failed: {command}")
 
-    async def start(self, stack: AsyncExitStack, make_home: Callable[[str], Home], env: Mapping[str, str]) -> None:
+    async def start(
+        self,
+        stack: AsyncExitStack,
+        make_home: Callable[[str], Home],
+        env: Mapping[str, str],
+        load: str = "tests.drills.load",
+    ) -> None:
         """Start everything, each part as soon as what it needs is there; `stack` ends it."""
+        self._stack = stack
         serve = await stack.enter_async_context(_serving())
         async with asyncio.TaskGroup() as starts:
             for region in REGIONS:
                 home = self.homes[region] = make_home(region)
                 stack.push_async_callback(home.stop)
                 starts.create_task(home.start())
-            starts.create_task(self._start_model(stack))
-            starts.create_task(self._start_load(stack))
+            starts.create_task(self._start_model())
+            starts.create_task(self._start_load(load))
         upstream = await self.model.ask("url")
         names = [(f"{region}-{place}", region) for region in REGIONS for place in range(1, NODES_PER_REGION + 1)]
         urls = {region: self._redis_urls(region, serve) for region in REGIONS}
         async with asyncio.TaskGroup() as starts:
             started = [
-                starts.create_task(self._start_node(stack, name, region, urls[region], upstream, env))
+                starts.create_task(self._start_node(name, region, urls[region], upstream, env))
                 for name, region in names
             ]
         self.nodes = [node.result() for node in started]
 
-    async def _start_model(self, stack: AsyncExitStack) -> None:
+    async def _start_model(self) -> None:
         command = [sys.executable, "-m", "tests.drills.model", self._placement.host("model")]
         self.model = await Process.start("model", command, folder=self._folder, takes_orders=True)
-        stack.push_async_callback(self.model.kill)
+        self._stack.push_async_callback(self.model.kill)
 
-    async def _start_load(self, stack: AsyncExitStack) -> None:
-        command = [sys.executable, "-m", "tests.drills.load"]
+    async def _start_load(self, module: str) -> None:
+        command = [sys.executable, "-m", module]
         self.load = await Process.start("load", command, folder=self._folder, takes_orders=True)
-        stack.push_async_callback(self.load.kill)
+        self._stack.push_async_callback(self.load.kill)
 
     def _redis_urls(self, region: str, serve: Serve) -> dict[str, str]:
         """Return the regions' Redises as this region's nodes reach them: over a link, where one can lead there."""
@@ -148,7 +160,6 @@ class Fleet:
 
     async def _start_node(
         self,
-        stack: AsyncExitStack,
         name: str,
         region: str,
         redis_urls: Mapping[str, str],
@@ -170,14 +181,23 @@ class Fleet:
         command = [
             *self._placement.prefix(region), sys.executable, "-m", "relay", "serve", "--ready-file", str(ready),
         ]  # fmt: skip
-        process = await Process.start(name, command, folder=self._folder, env={**own, **env})
-        stack.push_async_callback(process.kill)
-        found: dict[str, Any] = await process.wait_file(ready)
-        return Node(name, region, str(found["url"]), process)
+        node = Node(name, region, command, {**own, **env}, ready)
+        await self.start_node(node)
+        return node
+
+    async def start_node(self, node: Node) -> None:
+        """Start a node, anew where it has ended; it listens at other ports then."""
+        node.ready.unlink(missing_ok=True)
+        node.process = await Process.start(node.name, node.command, folder=self._folder, env=node.env)
+        self._stack.push_async_callback(node.process.kill)
+        found: dict[str, Any] = await node.process.wait_file(node.ready)
+        node.url, node.ops_url = str(found["url"]), str(found["ops_url"])
 
     def described(self) -> list[dict[str, str]]:
         """Return the nodes for the load."""
-        return [{"name": node.name, "region": node.region, "url": node.url} for node in self.nodes]
+        return [
+            {"name": node.name, "region": node.region, "url": node.url, "ops_url": node.ops_url} for node in self.nodes
+        ]
 
     def troubles(self) -> list[str]:
         """What no node may have logged: errors that nobody caught, one line of each node's first."""

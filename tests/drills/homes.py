@@ -93,16 +93,22 @@ class Standalone:
 
     async def kill_subscribers(self) -> int:
         """Cut all connections that subscribe to anything; returns how many there were."""
-        killed: int = await self._ask("CLIENT", "KILL", "TYPE", "pubsub")
+        killed: int = await self.ask("CLIENT", "KILL", "TYPE", "pubsub")
         return killed
+
+    async def names_with(self, part: str) -> list[str]:
+        """Return the keys with this in their name."""
+        found: list[bytes] = await self.ask("KEYS", f"*{part}*")
+        return [name.decode() for name in found]
 
     async def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
-            await self._ask("PING")
+            await self.ask("PING")
             return True
         return False
 
-    async def _ask(self, *words: str) -> Any:
+    async def ask(self, *words: str) -> Any:
+        """Give it a command, beside all links."""
         client = redis.asyncio.Redis(host=self._host, port=self._port, socket_timeout=_COMMAND_SECONDS)
         async with client:
             return await client.execute_command(*words)

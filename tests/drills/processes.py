@@ -105,6 +105,11 @@ class Process:
         """SIGCONT: it goes on with what came in meanwhile."""
         self._process.send_signal(signal.SIGCONT)
 
+    async def stop(self) -> int:
+        """SIGTERM; returns its exit code."""
+        self._process.terminate()
+        return await self._process.wait()
+
     async def kill(self) -> None:
         """SIGKILL, also of a frozen one; returns when it is gone."""
         with contextlib.suppress(ProcessLookupError):

@@ -22,7 +22,7 @@ _PAUSE_SECONDS: Final = 0.3  # before a repeat, where the answer has no Retry-Af
 _RECEIPT_PAUSE_SECONDS: Final = 0.2
 _PART_LETTERS: Final = 100_000  # of a big message: a part may have 256,000
 _READERS: Final = 16  # of receipts, at a time
-_TERMINAL: Final = frozenset({"applied", "answered", "failed", "expired", "rejected"})
+TERMINAL: Final = frozenset({"applied", "answered", "failed", "expired", "rejected"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Readers:
                 sending.note_receipt(found)
             else:
                 sending.receipt = f"asked for it: {answer}"
-            if sending.receipt not in _TERMINAL:
+            if sending.receipt not in TERMINAL:
                 waiting.append(sending)
                 await asyncio.sleep(_RECEIPT_PAUSE_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fanout.core.orphans import CLIENT_LOST, NODE_LOST, Look, Orphans, Silent
@@ -60,6 +61,14 @@ def test_it_is_two_lifetimes_of_a_heartbeat_at_least():
     watching = Watching(settings)
     watching.look(silent())
     assert 16.0 <= watching.seconds_until_orphaned(silent()) < 16.0 + EVERY
+
+
+def test_a_call_whose_node_is_in_another_region_is_waited_for_much_longer():
+    """The link may be cut, and the call be as lively as ever."""
+    watching, call = Watching(), silent()
+    far = call._replace(record=msgspec.structs.replace(call.record, region="lhr"))
+    watching.look(far)
+    assert 600.0 <= watching.seconds_until_orphaned(far) < 600.0 + EVERY
 
 
 def test_a_call_whose_node_lives_is_none_however_late_it_is():

@@ -63,6 +63,7 @@ class Talker:
         tool_seconds: float | None = None,
         patience: float = 8.0,
         resume_seconds: float = 30.0,
+        heartbeat: float | None = None,
         seed: int = 0,
     ) -> None:
         """Prepare a call; nothing happens before ``talk``.
@@ -77,6 +78,7 @@ class Talker:
             tool_seconds: how long a tool takes that the model calls; None: nobody answers it.
             patience: seconds until the person stops waiting for an answer.
             resume_seconds: how long it tries to come back.
+            heartbeat: seconds between pings; a connection without a pong for half as long is lost. None: it waits.
             seed: of the jitter between attempts.
         """
         self.notes = Notes()
@@ -89,6 +91,7 @@ class Talker:
         transcription = {"audio": {"input": {"transcription": {"model": "gpt-4o-mini-transcribe"}}}}
         self._session = {"type": "realtime", **transcription, **(session or {})}
         self._tool_seconds, self._patience, self._resume_seconds = tool_seconds, patience, resume_seconds
+        self._heartbeat = heartbeat
         self._chance = random.Random(seed)
         self._socket: aiohttp.ClientWebSocketResponse | None = None  # once its session was created
         self._resume: dict[str, Any] | None = None
@@ -112,6 +115,10 @@ class Talker:
     def is_connected(self) -> bool:
         """Whether there is a socket whose session was created."""
         return self._socket is not None
+
+    async def wait_answered(self) -> None:
+        """Until the call was begun."""
+        await self._answered.wait()
 
     async def talk(self, turns: Iterable[Turn]) -> None:
         """Call, say all turns, hang up. Returns earlier where the call ends; ``ended`` says why."""
@@ -193,6 +200,7 @@ class Talker:
                 headers={"Authorization": f"Bearer {token}"},
                 protocols=(("relay.events.v1",) if self._relay_events else ()) + ("realtime",),
                 max_msg_size=0,
+                heartbeat=self._heartbeat,
             )
         headers = socket._response.headers
         self.call_id = self.call_id or headers.get("X-Call-Id", "")
