@@ -85,6 +85,8 @@ class Building:
             text = f"The model refused to go on ({code})."
             error = realtime.error_event(self._event_ids(), "server_error", code, text)
             self.loss = Loss(ended(Why.MODEL_REFUSED, text), error, is_final=True)
+        if self.rebuild.is_mute:
+            self._lose(Loss(ended(Why.MODEL_SILENT, "the model answered nothing")))
         if self.loss is not None:
             raise BuildFailed(self.loss)
 

@@ -67,7 +67,6 @@ class Session:
             on_failed=self.on_failed,
         )
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
-        self._early: list[Message] | None = [] if request.resumes else None  # come before the memory is there
         self._untold: list[bytes] = []  # what ends at the client's what the node before had begun
         self._gone: Gone | None = None  # what the model leg that was lost left behind
         self._has_model = asyncio.Event()
@@ -147,6 +146,7 @@ class Session:
         try:
             owned = await self._own()
         except NotTaken as refused:
+            self._services.tally.resumes["refused"] += 1
             self.fail(refused.why, str(refused), refused.code)
             return
         owned.on_interest = self._on_interest
@@ -165,9 +165,6 @@ class Session:
         self._gone = self._bridge.restore(owned.known, items, self._services.wall())
         self._hands.act(self._gone.follows)
         self._untold = self._gone.to_client
-        early, self._early = self._early or [], None
-        for message in early:
-            self._deliver(message)
         return owned
 
     async def _announce(self, owned: OwnedCall) -> None:
@@ -183,8 +180,9 @@ class Session:
         while self._bridge.phase is not Phase.ANNOUNCING:  # the model leg was lost meanwhile
             self._has_model.clear()
             await self._has_model.wait()
-        request = self.request
-        greeting = self._resumed(self._untold) if request.resumes else self._greeter.started(request)
+        resumes = self.request.resumes
+        greeting = self._resumed(self._untold) if resumes else self._greeter.started(self.request)
+        self._services.tally.resumes["moved"] += resumes
         self._hands.act(self._bridge.on_announced(greeting, self._loop.time(), self._services.wall()))
         self._hands.feed()
 
@@ -441,9 +439,7 @@ class Session:
 
     def _deliver(self, message: Message) -> None:
         """Take a message from the inbox; called by the bus on the event loop, in order."""
-        if self._early is not None:
-            self._early.append(message)  # as many as the inbox may hold
-        elif message.kind == "hangup":
+        if message.kind == "hangup":
             self._hands.settle(Settled(message.id, message.item_id, "applied"))
             self.end(ended(Why.HUNG_UP, "hung up"))
         else:

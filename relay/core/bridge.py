@@ -176,8 +176,9 @@ class Bridge:
             event = ClientEvent(message)
         except NotAnEvent as wrong:
             error = realtime.error_event(self._event_ids(), "invalid_request_error", "invalid_json", str(wrong))
-            return [Send(Side.CLIENT, error)]
+            return self._to_client(Send(Side.CLIENT, error))
         to_model, follows = self.conversation.on_client_event(event, now, self._appended)
+        follows = self._hold_back(follows)
         if to_model is None:
             return follows
         if event.type == "input_audio_buffer.append":
@@ -219,7 +220,7 @@ class Bridge:
         self._step(Step.MODEL_OPENED)
         first: list[Action] = []
         if opening is not None:
-            self.conversation.view.expect_opening(now)
+            self.conversation.view.expect_opening(now, opening)
             self.conversation.view.on_update(realtime.decode(opening).get("session") or {})
             first.append(Send(Side.MODEL, opening))
         return [*first, *self._to_model(now)]
@@ -240,8 +241,7 @@ class Bridge:
         return gone._replace(follows=self._left_open(gone))
 
     def _left_open(self, gone: Gone) -> list[Action]:
-        sends = [action for event in gone.to_client for action in self._to_client(Send(Side.CLIENT, event))]
-        return [*sends, *gone.follows]
+        return self._hold_back([*(Send(Side.CLIENT, event) for event in gone.to_client), *gone.follows])
 
     def on_model_changed(
         self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float, wall: float
@@ -252,7 +252,7 @@ class Bridge:
             before = self._left_open(self.conversation.on_model_gone(now))
         else:
             self._step(Step.MODEL_OPENED)
-        told = self.conversation.on_model_changed(session, restored, anchor, now)
+        told = self._hold_back(self.conversation.on_model_changed(session, restored, anchor, now))
         return [*before, *told, *self._to_model(now), *self._release(now, wall)]
 
     def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
@@ -308,8 +308,8 @@ class Bridge:
             return self._on_model_audio(message)
         self._listen(now)
         passed, follows = self.conversation.on_event(kind, message, now, wall)
-        actions: list[Action] = self._to_client(Send(Side.CLIENT, passed)) if passed is not None else []
-        return [*actions, *follows, *self._release(now, wall)]
+        first = [Send(Side.CLIENT, passed)] if passed is not None else []
+        return [*self._hold_back([*first, *follows]), *self._release(now, wall)]
 
     def _on_model_audio(self, message: bytes) -> list[Action]:
         messages, size = self._deltas
@@ -330,6 +330,16 @@ class Bridge:
             return [send]
         self._held_for_client.put(send)
         return [Pause(Side.MODEL)] if self._held_for_client.full else []
+
+    def _hold_back(self, actions: Iterable[Action]) -> list[Action]:
+        """The same, but for what the client cannot be sent yet: that is held."""
+        now: list[Action] = []
+        for action in actions:
+            if isinstance(action, Send) and action.side is Side.CLIENT:
+                now += self._to_client(action)
+            else:
+                now.append(action)
+        return now
 
     # Messages from backends
 
@@ -352,7 +362,7 @@ class Bridge:
         if self._is_held_back:
             return [*self._gate.expire(wall)]
         self._listen(now)
-        return self.conversation.release(now, wall, self._appended)
+        return self._hold_back(self.conversation.release(now, wall, self._appended))
 
     def on_tick(self, now: float, wall: float) -> list[Action]:
         """Settle what the model left without an answer for too long, and go on with the next."""

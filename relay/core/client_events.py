@@ -10,6 +10,7 @@ from typing import Any, Final
 from relay.core import realtime
 from relay.core.actions import Action, Log, Note, Send, Side
 from relay.core.client_session import ClientSession
+from relay.core.flights import Flight
 from relay.core.gate import Gate
 from relay.core.hidden import Hidden
 from relay.core.memory import Memory
@@ -35,7 +36,18 @@ _Answer = tuple[bytes | None, list[Action]]
 class ClientEvents:
     """The events of one call's client. ``restored`` are the items that this model leg has as text only."""
 
-    __slots__ = ("_apply_seconds", "_event_ids", "_gate", "_hidden", "_memory", "_nameless", "_view", "restored")
+    __slots__ = (
+        "_again",
+        "_apply_seconds",
+        "_event_ids",
+        "_gate",
+        "_hidden",
+        "_lost",
+        "_memory",
+        "_nameless",
+        "_view",
+        "restored",
+    )
 
     def __init__(
         self,
@@ -54,6 +66,8 @@ class ClientEvents:
         self._event_ids = event_ids
         self._apply_seconds = apply_seconds
         self._nameless = 0
+        self._again: list[tuple[str, Flight]] = []  # what the model leg did not answer, by event id
+        self._lost: frozenset[str] = frozenset()  # items that the client knows, and no model leg
         self.restored: frozenset[str] = frozenset()
 
     def on_event(self, event: ClientEvent, now: float, appended: int) -> _Answer:
@@ -62,7 +76,7 @@ class ClientEvents:
         if hidden is not None:
             code = f"{event.type.removeprefix('conversation.').replace('.', '_')}_invalid_item_id"
             return None, self._refusal(event, code, f"Item with item_id {hidden!r} not found.")
-        if event.type == "conversation.item.truncate" and event.text_of("item_id") in self.restored:
+        if self._is_answered_here(event):
             return None, self._truncated(event)
         event_id = CLIENT_EVENTS + event.event_id if event.event_id else None
         if event.type not in _TRACKED and event.type != "response.create":
@@ -76,6 +90,34 @@ class ClientEvents:
             case "input_audio_buffer.commit" | "input_audio_buffer.clear":
                 self._gate.turns.on_buffer_taken(appended)
         return self._tracked(event, event_id, event.encoded(event_id), now), []
+
+    # Another model leg
+
+    def on_model_gone(self, again: list[tuple[str, Flight]], lost: list[str]) -> None:
+        """The model leg is lost: ``again`` is what it did not answer, ``lost`` what it had begun to say unheard."""
+        self._again += again
+        self._lost = frozenset(lost)
+
+    def say_again(self, now: float) -> list[Action]:
+        """Say to another model leg what the one before did not answer."""
+        again, self._again = self._again, []
+        actions: list[Action] = []
+        for event_id, flight in again:
+            event = ClientEvent(flight.again)
+            if self._is_answered_here(event):
+                actions += self._truncated(event)
+            else:
+                self._gate.flights.put_again(event_id, flight, now + self._apply_seconds)
+                actions.append(Send(Side.MODEL, flight.again))
+        return actions
+
+    def _is_answered_here(self, event: ClientEvent) -> bool:
+        if event.type != "conversation.item.truncate":
+            return False
+        item_id = event.text_of("item_id")
+        return item_id in self.restored or item_id in self._lost
+
+    # What the events ask for
 
     def _tracked(self, event: ClientEvent, event_id: str, message: bytes, now: float) -> bytes:
         item_id = event.text_of("item_id")
@@ -91,7 +133,8 @@ class ClientEvents:
         if not isinstance(update, dict):
             return self._tracked(event, event_id, message, now), []  # the model says what it thinks of it
         self._view.on_update(update)
-        changed = self._view.changed(update, self._memory.session)
+        is_known = not self._gate.flights.expects("session.updated")  # else another one is changing it
+        changed = self._view.changed(update, self._memory.session) if is_known else update
         if changed is None:
             return None, [Send(Side.CLIENT, self._view.updated(self._memory.session))]
         if changed != update:

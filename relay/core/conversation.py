@@ -17,7 +17,7 @@ from relay.core.hidden import Hidden
 from relay.core.memory import Fact, Memory
 from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
-from relay.core.rebuild import FATAL
+from relay.core.rebuild import ANCHOR, FATAL
 from relay.core.unfinished import FOLLOWED, Unfinished, cancelled
 
 _OPENING: Final = f"{OWN_EVENTS}open"
@@ -41,7 +41,6 @@ class Conversation:
     """One conversation with the model, as its events tell it. ``watched`` says whether ``Log`` actions are wanted."""
 
     __slots__ = (
-        "_again",
         "_apply_seconds",
         "_event_ids",
         "_gate",
@@ -83,7 +82,6 @@ class Conversation:
         self._apply_seconds = apply_seconds
         self._unfinished = Unfinished()
         self._speech: str | None = None  # the item that the person's speech becomes
-        self._again: list[bytes] = []  # events of the client's that the model leg did not answer
         self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "active": None, "speech": None}
         self._transcription_event = ""
         self._last_response = ""
@@ -115,21 +113,25 @@ class Conversation:
         cut = self._unfinished.open_items(active) if active is not None else []
         facts = self.memory.on_interrupted(cut)
         facts += [fact for item_id in cut for fact in self._said(item_id)]
-        closing = self._unfinished.close(self._event_ids)
+        lost = [item_id for item_id in cut if not self.memory.has(item_id)]
+        for item_id in lost:
+            self._gate.on_deleted(item_id)
+        ends = [self._hidden.passed(end, realtime.decode(end)) for end in self._unfinished.close(self._event_ids)]
+        closing = [end for end in ends if end is not None]
         turn, self._speech = self._speech, None
         if turn is not None:
             closing.append(realtime.encode({"type": "input_audio_buffer.cleared", "event_id": self._event_ids()}))
-        if self.view.is_opening:
-            closing += filter(None, [self._without_opening()])
-        settled, again = self._gate.on_model_gone(now, is_told=is_told)
-        self._again += again
+        self.view.on_model_gone()
+        settled, again, silenced = self._gate.on_model_gone(now, is_told=is_told)
+        self.client.on_model_gone(again, lost)
+        self._last_response = active or self._last_response
         logs = [log for event in closing for log in self._logged(event)]
-        return Gone(closing, [*logs, *_notes(facts), *settled, *self.state()], turn, active)
+        return Gone(closing, [*logs, *_notes(facts), *settled, *self._clear(silenced), *self.state()], turn, active)
 
     def on_model_changed(
         self, session: dict[str, Any], restored: Iterable[str], anchor: str | None, now: float
     ) -> list[Action]:
-        """Another model leg has the conversation now; returns what it is told first.
+        """Another model leg has the conversation now; returns what it is told first, and what the client is.
 
         Args:
             session: the effective session there.
@@ -137,15 +139,17 @@ class Conversation:
             anchor: the item that tells the model so, which nobody else sees.
             now: the loop's time.
         """
-        again, self._again = self._again, []
         self.client.restored = frozenset(restored)
         if anchor is not None:
             self._hidden.add(anchor, before=self.memory.last_id)
-        sends: list[Action] = [Send(Side.MODEL, event) for event in again]
+        told: list[Action] = [Send(Side.MODEL, event) for event in self.view.open_again(now)]
+        told += self.client.say_again(now)
         if not session:
-            return sends
+            return told
+        if not (self.view.is_told or self.view.is_opening):  # the leg before was lost before it said so
+            told.append(Send(Side.CLIENT, self.view.created(session)))
         self._gate.turns.on_session(session)
-        return [*sends, *_notes(self.memory.on_session(session)), *self._switch_on_transcription(session, now)]
+        return [*told, *_notes(self.memory.on_session(session)), *self._switch_on_transcription(session, now)]
 
     def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
         """Take a conversation over as its memory has it: facts, and the items of backends that were told applied."""
@@ -163,8 +167,9 @@ class Conversation:
             state = {}
         self._told_state = {}
         self.view.shows_transcripts = state.get("transcripts") is True
-        if state.get("owed") is True:
-            self._gate.responses.owe()
+        last = self.memory.entries[-1:]
+        if state.get("owed") is True and not (last and last[0].get("type") == "function_call"):
+            self._gate.responses.owe()  # else the tool call's result asks for the next response
         if self.memory.session:
             self._gate.turns.on_session(self.memory.session)
         turn, response = (
@@ -230,7 +235,7 @@ class Conversation:
             return None, [*settled, *([_complaint(error)] if is_news else ())]
         changed = False
         is_setting = str(error.get("param")).startswith("session.")  # such as the model of the transcription
-        self.is_refused |= error.get("code") in FATAL and not is_setting
+        self.is_refused |= str(error.get("code")) in FATAL and not is_setting
         if error.get("code") == "session_expired" and self.hides_expiry:
             return None, self._logged(message)
         if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
@@ -280,6 +285,8 @@ class Conversation:
         item = event.get("item")
         if not isinstance(item, dict):
             return message, []
+        if str(item.get("id")).startswith(ANCHOR):  # the rest of what the model says of it is nobody's business
+            return None, []
         hidden = self._hidden.hides(item.get("id"))
         facts = self.memory.on_item(item, wall, event.get("previous_item_id"), hidden=hidden)
         return self._hidden.passed(message, event), [*_notes(facts), *self._gate.on_item(item)]

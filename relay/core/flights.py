@@ -29,7 +29,7 @@ _ANSWERS: Final = {
 # What of the client's is said again to another model leg: all else was about audio or a response that are gone.
 _REPEATED: Final = frozenset(
     {"session.update", "conversation.item.create", "conversation.item.delete", "conversation.item.retrieve"}
-    | {"response.create"}
+    | {"conversation.item.truncate", "response.create"}
 )
 
 
@@ -121,10 +121,19 @@ class Flights:
         self._kept_bytes -= sum(len(flight.again) for flight in late)
         return late
 
-    def take_all(self) -> list[Flight]:
+    def take_all(self) -> list[tuple[str, Flight]]:
         """The model leg is gone, and every answer with it: return those that were under way, oldest first."""
         flights, self._flights, self._kept_bytes = self._flights, [], 0
-        return [flight for _, flight in flights]
+        return flights
+
+    def put_again(self, event_id: str, flight: Flight, until: float) -> None:
+        """One of these goes out again, on another model leg."""
+        self._kept_bytes += len(flight.again)
+        self._flights.append((event_id, flight._replace(until=until)))
+
+    def expects(self, kind: str) -> bool:
+        """Whether an answer of this type is to come for the client."""
+        return any(f.cargo is None and f.answer is not None and f.answer[0] == kind for _, f in self._flights)
 
     @property
     def cargo(self) -> list[Any]:

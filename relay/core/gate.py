@@ -29,6 +29,15 @@ class Released(NamedTuple):
     silenced: bool = False
 
 
+class Abandoned(NamedTuple):
+    """What a model leg that is gone leaves: what is settled, the client's events to say again, by their event ids, and
+    whether the client should stop playing."""
+
+    settled: list[Settled]
+    again: list[tuple[str, Flight]]
+    silenced: bool
+
+
 class Gate:
     """The messages of one call between their arrival at the owner and the model's answer.
 
@@ -73,6 +82,7 @@ class Gate:
         """
         if is_known:
             self._ask(injection)
+            self._let_go()
             return [Settled(injection.message_id, injection.item_id, "applied")]
         if sum(map(len, self._waiting.values())) >= self._max_waiting:
             raise OverflowError("the inbox handed over more messages than it may hold")
@@ -305,17 +315,19 @@ class Gate:
         """Whether at least nothing is being said, by nobody."""
         return not self.responses.is_owed(now) and not self.turns.is_speaking
 
-    def on_model_gone(self, now: float, *, is_told: bool) -> tuple[list[Settled], list[bytes]]:
-        """What was under way waits again, in front; returns what is settled, and the client's events to say again.
+    def on_model_gone(self, now: float, *, is_told: bool) -> Abandoned:
+        """What was under way waits again, in front.
 
         ``is_told``: the response that was active has made its tool calls, whose results ask for the next one.
         """
         settled: list[Settled] = []
-        again: list[bytes] = []
+        again: list[tuple[str, Flight]] = []
         back: list[Injection] = []
-        for flight in self.flights.take_all():
+        is_cancelled = silenced = self._is_silencing
+        for event_id, flight in self.flights.take_all():
+            is_cancelled |= flight.answer is not None and flight.answer[0] == "response.done"
             if flight.cargo is None:
-                again += [flight.again] if flight.again else []
+                again += [(event_id, flight)] if flight.again else []
             elif flight.cargo is OWN:
                 continue
             elif flight.answer is None or flight.answer[0] == "response.done":  # of those nobody could tell any more
@@ -326,8 +338,9 @@ class Gate:
             self._waiting[injection.when].insert(0, injection)
         self._is_silencing = False
         self.turns.on_model_gone(now)
-        settled += self.responses.on_model_gone(now, is_told=is_told)
-        return settled, again
+        settled += self.responses.on_model_gone(now, is_told=is_told or is_cancelled)
+        self._let_go()
+        return Abandoned(settled, again, silenced)
 
     def overdue(self, now: float) -> list[Settled]:
         """Settle the messages to which the model gave no answer in time."""

@@ -176,7 +176,7 @@ class Memory:
         self._places = dict([*places[:at], (entry["id"], place), *places[at:]])
         # The last first: whoever reads half of it finds one of them twice, and none missing.
         facts: list[Fact] = [(each.fact, encode(each.entry)) for each in reversed(moved)]
-        return facts + self._write(place, entry)
+        return facts + (self._write(place, entry) or [(place.fact, None)])
 
     def _write(self, place: _Place, entry: dict[str, Any]) -> list[Fact]:
         value = encode(entry)

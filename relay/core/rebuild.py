@@ -163,6 +163,8 @@ class Rebuild:
         self._wanted: dict[str, Any] = {}  # settings as they should be
         self._updates = 0
         self._has_begun = False
+        self._has_answered = False
+        self.is_mute = False  # the new leg answers nothing that it is asked
 
     @property
     def is_ready(self) -> bool:
@@ -304,6 +306,7 @@ class Rebuild:
     def _land(self, kind: str, item_id: Any) -> None:
         for event_id, flight in self._flights.items():
             if (flight.kind, flight.item_id) == (kind, item_id):
+                self._has_answered = True
                 del self._flights[event_id]
                 return
 
@@ -317,6 +320,7 @@ class Rebuild:
         found = self._culprit(trouble)
         if found is None:
             return
+        self._has_answered = True
         flight = self._flights[found]
         if flight.kind == "conversation.item.create" and code == DUPLICATE:
             self._on_there(flight.item_id)
@@ -369,6 +373,7 @@ class Rebuild:
         """Go on without what had no answer in time; returns what to send next."""
         for event_id, flight in list(self._flights.items()):
             if now >= flight.until:
+                self.is_mute = not self._has_answered
                 del self._flights[event_id]
                 self._skip(flight, "timeout")
         return self._send(now)

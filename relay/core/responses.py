@@ -30,6 +30,7 @@ class Ask:
     at_boundary: bool = False  # not before the turn is over
     is_urgent: bool = False  # also while somebody speaks
     has_waited: bool = False  # the client's own, held back here: a race that it lost is ours to mend
+    has_begun: bool = False  # on a model leg that was lost
 
 
 class _Requested(NamedTuple):
@@ -173,6 +174,9 @@ class Responses:
 
     def _begun(self, ask: Ask) -> list[Settled]:
         """A bare request for a response is applied when the response begins; items were before."""
+        has_begun, ask.has_begun = ask.has_begun, True
+        if has_begun:
+            return []
         return [Settled(each.message_id, each.item_id, "applied") for each in ask.wanted_by if each.event is None]
 
     def on_done(self, response: dict[str, Any]) -> list[Settled]:
@@ -218,11 +222,14 @@ class Responses:
         return self.active is not None or self._requested is not None or self._owed_until > -math.inf
 
     def on_model_gone(self, now: float, *, is_told: bool) -> list[Settled]:
-        """Another model leg takes over: what was asked for is asked for there, unless that was told (``is_told``)."""
+        """Another model leg takes over: what was asked for is asked for there.
+
+        ``is_told``: but not the response that was active, which has said what it had to say, or was to be silent.
+        """
         settled: list[Settled] = []
         owed: list[Ask] = []
         if self.active is not None and is_told:
-            settled = _settled(self._asked, "answered") if self._asked is not None else []
+            settled = [*self._begun(self._asked), *_settled(self._asked, "answered")] if self._asked is not None else []
         elif self.active is not None:
             owed.append(self._asked or Ask([]))
         elif self._requested is None and now < self._owed_until:

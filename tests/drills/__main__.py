@@ -12,11 +12,13 @@ from typing import Final
 
 import uvloop
 
+from tests.drills import outlive
 from tests.drills.faults import DRILLS, Drill
 from tests.drills.fleet import REGIONS, Placement
 from tests.drills.processes import ProcessFailed
-from tests.drills.report import Outcome, table
+from tests.drills.report import Outcome, Survived, survival_table, table
 from tests.drills.run import Size, carry_out
+from tests.drills.upheavals import UPHEAVALS, Upheaval
 
 ENGINES: Final = ("redis", "valkey")
 
@@ -32,9 +34,10 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.drills", description="Break a fleet under load, and judge.")
-    names = [drill.name for drill in DRILLS]
+    names = [drill.name for drill in (*DRILLS, *UPHEAVALS)]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--seconds-scale", type=float, default=1.0, help="of all times (1)")
+    parser.add_argument("--short", action="store_true", help="the drills of continuity as CI runs them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", choices=ENGINES, help="for all drills (default: they take turns)")
     parser.add_argument("--calls", type=int, default=20)
@@ -52,6 +55,7 @@ def _parse() -> argparse.Namespace:
         parser.error("--cut and --heal: both or neither")
     if given.exec or given.host:
         far = [drill.name for drill in _chosen(given) if drill.home != "one server"]
+        far += [upheaval.name for upheaval in _upheavals(given)]
         if far and given.only:
             parser.error(f"--exec and --host: not for {', '.join(far)}")
     return given
@@ -59,6 +63,10 @@ def _parse() -> argparse.Namespace:
 
 def _chosen(given: argparse.Namespace) -> list[Drill]:
     return [drill for drill in DRILLS if not given.only or drill.name in given.only]
+
+
+def _upheavals(given: argparse.Namespace) -> list[Upheaval]:
+    return [upheaval for upheaval in UPHEAVALS if not given.only or upheaval.name in given.only]
 
 
 def _placement(given: argparse.Namespace) -> Placement:
@@ -92,10 +100,24 @@ async def _run(given: argparse.Namespace) -> int:
         except* (ProcessFailed, TimeoutError) as failed:
             print(f"{drill.name}: {failed.exceptions[0]!r}", file=sys.stderr)
             broken = True
-    print(table(outcomes))
+    survived: list[Survived] = []
+    for place, upheaval in enumerate(_upheavals(given) if is_local else ()):
+        engine = given.engine or ENGINES[place % len(ENGINES)]
+        extent = upheaval.short if given.short else upheaval.full
+        print(f"{upheaval.name} ({upheaval.act.__doc__}) …", file=sys.stderr, flush=True)
+        try:
+            survived.append(await outlive.carry_out(upheaval, extent, engine, given.seed, placement))
+        except* (ProcessFailed, TimeoutError) as failed:
+            print(f"{upheaval.name}: {failed.exceptions[0]!r}", file=sys.stderr)
+            broken = True
+    if outcomes:
+        print(table(outcomes))
+    if survived:
+        print(survival_table(survived))
+    found = [*outcomes, *survived]
     if given.json:
-        given.json.write_text(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=1))
-    return int(broken or any(outcome.verdict.broken for outcome in outcomes))
+        given.json.write_text(json.dumps([dataclasses.asdict(outcome) for outcome in found], indent=1))
+    return int(broken or any(outcome.verdict.broken for outcome in found))
 
 
 def _size(given: argparse.Namespace) -> Size:

@@ -9,7 +9,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.drills.processes import Process
 
 REGIONS: Final = ("iad", "lhr")
 NODES_PER_REGION: Final = 2
+TENANT: Final = "drill"
 _TOKEN_SECONDS: Final = 3600
 _LOCAL: Final = "127.0.0.1"
 
@@ -87,7 +88,7 @@ class Fleet:
 
     def token(self, *scope: str) -> str:
         """Sign a token of the drills' tenant."""
-        return mint(self._secret, tenant="drill", scope=scope, expires_at=time.time() + _TOKEN_SECONDS)
+        return mint(self._secret, tenant=TENANT, scope=scope, expires_at=time.time() + _TOKEN_SECONDS)
 
     async def cut_link(self) -> None:
         """Let nothing pass between the regions, silently."""
@@ -115,6 +116,7 @@ class Fleet:
         make_home: Callable[[str], Home],
         env: Mapping[str, str],
         load: str = "tests.drills.load",
+        before_nodes: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Start everything, each part as soon as what it needs is there; `stack` ends it."""
         self._stack = stack
@@ -127,6 +129,8 @@ class Fleet:
             starts.create_task(self._start_model())
             starts.create_task(self._start_load(load))
         upstream = await self.model.ask("url")
+        if before_nodes is not None:
+            await before_nodes()
         names = [(f"{region}-{place}", region) for region in REGIONS for place in range(1, NODES_PER_REGION + 1)]
         urls = {region: self._redis_urls(region, serve) for region in REGIONS}
         async with asyncio.TaskGroup() as starts:

@@ -147,7 +147,6 @@ class Model:
         """
         return {call: [_seen(text) for text in _texts(record)] for call, record in self._records.items()}
 
-
     def sessions(self) -> dict[int, list[dict[str, Any]]]:
         """Return the sessions of each call in their order."""
         return {call: [each.described() for each in hearings] for call, hearings in self._hearings.items()}

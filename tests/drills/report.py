@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tests.drills.survival import Survival, percentile
 from tests.drills.verdict import Latency, Verdict
 
 _COLUMNS: Final = (
@@ -23,6 +24,33 @@ _COLUMNS: Final = (
     ("hit p50/p99/max", 18),
     ("idle", 6),
     ("verdict", 9),
+)
+
+_SURVIVAL: Final = (
+    ("drill", 26),
+    ("engine", 14),
+    ("calls", 6),
+    ("ended", 6),
+    ("sessions", 9),
+    ("returns", 8),
+    ("p50/p99/max", 15),
+    ("gap", 6),
+    ("answer p50/p99/max", 19),
+    ("twin", 6),
+    ("silent", 7),
+    ("missing", 8),
+    ("sent", 6),
+    ("lost", 5),
+    ("twice", 6),
+    ("verdict", 9),
+)
+
+_SURVIVAL_LEGEND: Final = (
+    "sessions: at the model; returns: of clients, seconds from the end of a connection to session.created; gap: the",
+    "longest silence within an answer, s; answer: from the end of speech to the first audio, s; twin: the most by",
+    "which",
+    "it was later than in the same talk undisturbed;",
+    "silent: turns that nothing answered; missing: items that the last session lacks. Answers, figures, and what was broken:",
 )
 
 _LEGEND: Final = (
@@ -45,6 +73,19 @@ class Outcome:
     notes: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Survived:
+    """One drill of continuity, carried out."""
+
+    drill: str
+    engine: str
+    verdict: Verdict
+    survival: Survival
+    seconds: float
+    load_average: float
+    figures: dict[str, float]
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Lay the outcomes out as text, with the answers other than 2xx and the broken promises below."""
     lines = [_line([name for name, _ in _COLUMNS]), *(_line(_cells(outcome)) for outcome in outcomes), ""]
@@ -54,6 +95,48 @@ def table(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"    {_big(outcome.verdict)}{_figures(outcome)}")
         lines += [f"    BROKEN: {what}" for what in outcome.verdict.broken]
     return "\n".join(lines)
+
+
+def survival_table(outcomes: Sequence[Survived]) -> str:
+    """Lay the drills of continuity out as text, with the answers other than 2xx and the broken promises below."""
+    lines = [_line([name for name, _ in _SURVIVAL], _SURVIVAL)]
+    lines += [_line(_survival_cells(outcome), _SURVIVAL) for outcome in outcomes]
+    lines += ["", *_SURVIVAL_LEGEND]
+    for outcome in outcomes:
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in outcome.figures.items())
+        lines.append(f"  {outcome.drill}: {_answers(outcome.verdict)}")
+        lines.append(f"    {outcome.seconds:.0f} s, load average {outcome.load_average:.1f}; {figures}")
+        lines += [f"    BROKEN: {what}" for what in outcome.verdict.broken]
+    return "\n".join(lines)
+
+
+def _survival_cells(outcome: Survived) -> list[str]:
+    found, verdict = outcome.survival, outcome.verdict
+    later = found.later_than_twin
+    return [
+        outcome.drill,
+        outcome.engine,
+        str(found.calls),
+        str(verdict.calls_ended),
+        str(found.sessions),
+        str(len(found.back)),
+        _spread(found.back),
+        f"{found.longest_gap:.2f}",
+        _spread(found.waits),
+        "-" if later is None else f"{later:.2f}",
+        str(found.unanswered),
+        str(found.missing),
+        str(verdict.sent),
+        str(verdict.lost),
+        str(verdict.repeated),
+        "BROKEN" if verdict.broken else "kept",
+    ]
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "-"
+    return f"{percentile(seconds, 0.5):.2f}/{percentile(seconds, 0.99):.2f}/{max(seconds):.2f}"
 
 
 def _cells(outcome: Outcome) -> list[str]:
@@ -78,10 +161,10 @@ def _cells(outcome: Outcome) -> list[str]:
     ]
 
 
-def _line(cells: Sequence[str]) -> str:
+def _line(cells: Sequence[str], columns: Sequence[tuple[str, int]] = _COLUMNS) -> str:
     padded = (
         cell.ljust(width) if place < 2 else cell.rjust(width)
-        for place, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
+        for place, (cell, (_, width)) in enumerate(zip(cells, columns, strict=True))
     )
     return " ".join(padded).rstrip()
 

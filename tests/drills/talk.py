@@ -167,7 +167,9 @@ def _turns(person: Person) -> list[Turn]:
     turns = spoken_turns(random.Random(person.seed), person.turns)
     if person.tool_seconds is None:
         return turns
-    return [Turn(text="get weather, please", pause=turn.pause) if place % 2 else turn for place, turn in enumerate(turns)]
+    return [
+        Turn(text="get weather, please", pause=turn.pause) if place % 2 else turn for place, turn in enumerate(turns)
+    ]
 
 
 def _described(talker: Talker) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def judge(
     """
     verdict = Verdict(len(messages), sum(message.accepted for message in messages), dict(answers))
     _judge_answers(verdict, messages)
-    _judge_receipts(verdict, messages, conversations)
-    _judge_conversations(verdict, messages, conversations)
+    judge_receipts(verdict, messages, conversations)
+    judge_conversations(verdict, messages, conversations)
     _judge_audio(verdict, audio)
     verdict.calls_ended = len(ended)
     verdict.blame("calls ended", ended)
@@ -151,7 +151,8 @@ def _judge_answers(verdict: Verdict, messages: Sequence[Message]) -> None:
     verdict.blame("never answered 2xx", [message.id for message in messages if not message.accepted])
 
 
-def _judge_receipts(verdict: Verdict, messages: Sequence[Message], conversations: Mapping[int, Sequence[Item]]) -> None:
+def judge_receipts(verdict: Verdict, messages: Sequence[Message], conversations: Mapping[int, Sequence[Item]]) -> None:
+    """Compare the receipts with what stands in the conversations."""
     there = {call: {item.id for item in items} for call, items in conversations.items()}
     missing: list[str] = []
     untold: list[str] = []
@@ -172,9 +173,10 @@ def _judge_receipts(verdict: Verdict, messages: Sequence[Message], conversations
     verdict.blame("told refused and in the conversation", denied)
 
 
-def _judge_conversations(
+def judge_conversations(
     verdict: Verdict, messages: Sequence[Message], conversations: Mapping[int, Sequence[Item]]
 ) -> None:
+    """Look for what stands in a conversation twice, in another order or form, or for no reason."""
     known = {message.id: message for message in messages}
     repeated, disordered, altered, strange = [], [], [], []
     for call, items in conversations.items():

@@ -1,0 +1,176 @@
+"""What became of calls whose parts were broken: compares what people noticed with what the model's sessions know. Pure.
+
+The promises: every call goes on until its person hangs up; one session at a time hears the person; what the last one
+knows is what the person's client has seen; a connection ends only in a way that the drill gives a reason for, and each
+new one begins with one session.created, soon.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+from tests.drills.verdict import Item, Message, Verdict, judge_conversations, judge_receipts
+from tests.support.hearing import differences
+
+_ONLY_CLIENT: Final = ": only the client has it: "
+_HUNG_UP: Final = "hung up"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One of a call's sessions at the model; times of the monotonic clock."""
+
+    id: str
+    opened_at: float
+    closed_at: float | None
+    heard_from: float | None  # audio
+    heard_until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a person and the model noticed of one call."""
+
+    number: int
+    ended: str | None  # as the talker says it
+    created: int  # events session.created
+    codes: tuple[int, ...]  # how its connections with a session ended, in their order
+    back: tuple[float, ...]  # seconds from the end of a connection to the next session.created
+    waits: tuple[float, ...]  # seconds from the end of each turn to the first audio
+    gaps: tuple[float, ...]  # seconds of silence within answers
+    unanswered: int
+    view: Sequence[Mapping[str, Any]]
+    sessions: tuple[Session, ...]
+    items: Sequence[Mapping[str, Any]]  # that the last session knows
+    facts: Sequence[Mapping[str, Any]]  # that the call's home knows
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a drill gives a reason for. All else is broken."""
+
+    codes: Collection[int] = ()  # of connections
+    back_seconds: float = 2.0  # to come back, but for one in a hundred
+    missing: int = 0  # newest items that a call may lose with each connection
+    unanswered: bool = False  # turns that were spoken while nobody could hear them
+    sessions: tuple[int, int] = (1, 100_000)  # of a call: fewer and the drill shows nothing
+    recoveries: int = 0  # of all calls together: fewer and the drill shows nothing
+    wait_seconds: float | None = None  # beyond that of its twin, which nothing happens to
+
+
+@dataclass(slots=True)
+class Survival:
+    """The drill's figures."""
+
+    calls: int = 0
+    sessions: int = 0
+    back: list[float] = field(default_factory=list)
+    longest_gap: float = 0.0
+    waits: list[float] = field(default_factory=list)
+    unanswered: int = 0
+    missing: int = 0  # items that the client has and the last session has not
+    later_than_twin: float | None = None
+
+
+def judge_calls(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, twins: Mapping[int, Call]) -> Survival:
+    """Judge the calls and return their figures.
+
+    Args:
+        verdict: takes what is broken.
+        calls: those that something was done to.
+        allowed: what the drill gives a reason for.
+        twins: by a call's number, one that said the same at the same time and that nothing was done to.
+    """
+    found = Survival(calls=len(calls), sessions=sum(len(call.sessions) for call in calls))
+    found.back = [each for call in calls for each in call.back]
+    found.waits = [each for call in calls for each in call.waits]
+    found.longest_gap = max((gap for call in calls for gap in call.gaps), default=0.0)
+    found.unanswered = sum(call.unanswered for call in calls)
+    verdict.calls_ended = sum(call.ended != _HUNG_UP for call in calls)
+    verdict.blame("calls ended", [f"call {call.number}: {call.ended}" for call in calls if call.ended != _HUNG_UP])
+    _judge_connections(verdict, calls, allowed)
+    _judge_sessions(verdict, calls, allowed)
+    _judge_knowledge(verdict, calls, allowed, found)
+    if len(found.back) < allowed.recoveries:
+        verdict.blame("drills that show nothing", [f"{len(found.back)} connections were lost and made again"])
+    if found.back and percentile(found.back, 0.99) > allowed.back_seconds:
+        verdict.blame("ways back that took too long", [f"p99 {percentile(found.back, 0.99):.2f} s"])
+    if not allowed.unanswered:
+        silent = [f"{call.unanswered} of call {call.number}" for call in calls if call.unanswered]
+        verdict.blame("calls had turns without an answer", silent)
+    if allowed.wait_seconds is not None:
+        _judge_twins(verdict, calls, twins, allowed.wait_seconds, found)
+    return found
+
+
+def judge_messages(
+    verdict: Verdict, messages: Sequence[Message], items: Mapping[int, Sequence[Item]], dishonest: Sequence[str]
+) -> None:
+    """Judge what backends were told against what the last session of each call has."""
+    verdict.blame("kinds of dishonest answers", dishonest)
+    judge_receipts(verdict, messages, items)
+    judge_conversations(verdict, messages, items)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest rank; of at least one value."""
+    return sorted(values)[math.ceil((len(values) - 1) * share)]
+
+
+def _judge_connections(verdict: Verdict, calls: Sequence[Call], allowed: Allowed) -> None:
+    greeted = [
+        f"{call.created} of {len(call.codes)} of call {call.number}"
+        for call in calls
+        if call.created != len(call.codes)
+    ]
+    verdict.blame("calls had other than one session.created for each connection", greeted)
+    cut = [f"call {call.number}: {code}" for call in calls for code in call.codes[:-1] if code not in allowed.codes]
+    verdict.blame("connections ended for no reason", cut)
+
+
+def _judge_sessions(verdict: Verdict, calls: Sequence[Call], allowed: Allowed) -> None:
+    least, most = allowed.sessions
+    wrong = [f"{len(call.sessions)} of call {call.number}" for call in calls if not least <= len(call.sessions) <= most]
+    verdict.blame(f"calls had other than {least} to {most} sessions", wrong)
+    both = []
+    for call in calls:
+        for old, new in pairwise(each for each in call.sessions if each.heard_from is not None):
+            if old.heard_until >= new.heard_from:  # type: ignore[operator]
+                both.append(f"{old.id} of call {call.number}, {old.heard_until - new.heard_from:.3f} s")  # type: ignore[operator]
+    verdict.blame("sessions heard the person when another one did already", both)
+
+
+def _judge_knowledge(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, found: Survival) -> None:
+    at_model, at_home = [], []
+    for call in calls:
+        wrong = differences(call.view, call.items)
+        missing = [each for each in wrong if _ONLY_CLIENT in each]
+        found.missing += len(missing)
+        if len(missing) <= allowed.missing * (len(call.codes) - 1):
+            wrong = [each for each in wrong if each not in missing]
+        at_model += [f"call {call.number}: {each[:300]}" for each in wrong]
+        lost = {each.partition(":")[0] for each in missing}
+        view = [item for item in call.view if item["id"] not in lost]
+        at_home += [f"call {call.number}: {each[:300]}" for each in differences(view, call.facts)]
+    verdict.blame("differences between what clients and the model's last sessions have", at_model)
+    verdict.blame("differences between what clients (left) and the calls' homes have", at_home)
+
+
+def _judge_twins(
+    verdict: Verdict, calls: Sequence[Call], twins: Mapping[int, Call], limit: float, found: Survival
+) -> None:
+    late, worst = [], -math.inf
+    for call in calls:
+        twin = twins[call.number]
+        if len(call.waits) != len(twin.waits):
+            late.append(f"call {call.number} has {len(call.waits)} answers, its twin {len(twin.waits)}")
+        for turn, (ours, theirs) in enumerate(zip(call.waits, twin.waits, strict=False)):
+            worst = max(worst, ours - theirs)
+            if ours - theirs > limit:
+                late.append(f"turn {turn} of call {call.number}: {ours:.2f} s instead of {theirs:.2f}")
+        theirs_longest = max(twin.gaps, default=0.0)
+        late += [f"a gap of {gap:.2f} s in call {call.number}" for gap in call.gaps if gap > theirs_longest + limit]
+    found.later_than_twin = worst
+    verdict.blame(f"silences were longer than the twin's by more than {limit:g} s", late)
