@@ -60,8 +60,11 @@ class Directory:
                 return None
 
     async def claim(self, call_id: str, tenant: str) -> Expected:
-        """The claim of a live call, for who would take it over. Raises CallNotFound, CallEnded."""
-        match await self._lookup(call_id, tenant):
+        """The claim of a live call, for who would take it over; its owner is rung to write what it has not written yet.
+
+        Raises CallNotFound, CallEnded.
+        """
+        match await self._lookup(call_id, tenant, rings=True):
             case [b"live", _, epoch, claim, *_]:
                 return Expected(int(epoch), claim.decode())
             case [b"ended", _, record]:
@@ -143,9 +146,9 @@ class Directory:
             case _:
                 return None
 
-    async def _lookup(self, call_id: str, tenant: str, message_id: str = "") -> list[Any]:
+    async def _lookup(self, call_id: str, tenant: str, message_id: str = "", *, rings: bool = False) -> list[Any]:
         keys = self._scripts.keys.call(call_id, tenant)
-        answer = await run_one(self._store, self._scripts.lookup(keys, tenant, message_id))
+        answer = await run_one(self._store, self._scripts.lookup(keys, tenant, message_id, rings=rings))
         if answer[0] == b"unknown":
             raise CallStateUnknown(call_id)
         return answer

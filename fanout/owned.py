@@ -281,7 +281,8 @@ class OwnedCall:
         self.give(self.protocol.on_bell(entry, previous, self._clock()))
 
     def on_look(self) -> None:
-        """Somebody may have taken the call: reading decides. An answer that is under way may be from before it."""
+        """Somebody has taken the call, or is about to: reading decides, and what is noted is written."""
+        self.hurry()
         self.protocol.ask_look()
         self._agenda.on_changed(self)
 

@@ -62,6 +62,7 @@ class BusSettings:
     heartbeat_seconds: float = 1.0
     silence_seconds: float = 3.0  # without anything heard, the subscriber's connection is dropped
     node_ttl_seconds: float = 8.0  # of the node's heartbeat key: one heartbeat lifetime
+    take_seconds: float = 0.05  # that a call's owner, if it lives, has to write what it knows before it is taken over
     orphan_seconds: float = 45.0  # how long a call waits for its client after its node is gone, two heartbeat lifetimes
     orphan_far_seconds: float = 600.0  # and one whose owner is in another region, to which the link may be cut
     margin_seconds: float = 2.0  # on top of a heartbeat lifetime, for owners to restore their records in a new Redis

@@ -53,6 +53,7 @@ class Greeter:
             agent=request.agent.name,
             call=self._call_id,
             jti=secrets.token_hex(8),
+            session=True,  # it begins no call: while nobody can say where this one lives it has to wait
         )
         return {"url": request.url, "token": f"ek_{token}", "expires_at": expires_at}
 

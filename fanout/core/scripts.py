@@ -189,9 +189,9 @@ class Scripts:
         """Hold a call id, and something for the client that it is held for."""
         return self._run("reserve", keys, (tenant, int(seconds * 1000), session))
 
-    def lookup(self, keys: CallKeys, tenant: str, message_id: str = "") -> Run:
-        """A call, and one of its messages."""
-        return self._run("lookup", keys, (tenant, message_id))
+    def lookup(self, keys: CallKeys, tenant: str, message_id: str = "", *, rings: bool = False) -> Run:
+        """A call, and one of its messages; `rings`: have its owner write what it has not written yet."""
+        return self._run("lookup", keys, (tenant, message_id, int(rings)))
 
     def list(self, tag: str, home: str, tenant: str, limit: int, after: tuple[float, str] | None) -> Run:
         """A tenant's calls in one partition, newest first; `after` is start and id of the last one known."""

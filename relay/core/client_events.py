@@ -46,6 +46,7 @@ class ClientEvents:
         "_memory",
         "_nameless",
         "_view",
+        "is_rebuilt",
         "restored",
     )
 
@@ -69,6 +70,7 @@ class ClientEvents:
         self._again: list[tuple[str, Flight]] = []  # what the model leg did not answer, by event id
         self._lost: frozenset[str] = frozenset()  # items that the client knows, and no model leg
         self.restored: frozenset[str] = frozenset()
+        self.is_rebuilt = False
 
     def on_event(self, event: ClientEvent, now: float, appended: int) -> _Answer:
         """Take an event; ``appended`` is how many messages of audio the client has sent."""
@@ -118,6 +120,10 @@ class ClientEvents:
         return item_id in self.restored or item_id in self._lost
 
     # What the events ask for
+
+    def _has_no_audio(self, item_id: str) -> bool:
+        """Whether the model leg, being another one than before, has the item as text only, or not at all."""
+        return self.is_rebuilt and (item_id in self.restored or not self._memory.has(item_id))
 
     def _tracked(self, event: ClientEvent, event_id: str, message: bytes, now: float) -> bytes:
         item_id = event.text_of("item_id")

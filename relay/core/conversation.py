@@ -139,7 +139,7 @@ class Conversation:
             anchor: the item that tells the model so, which nobody else sees.
             now: the loop's time.
         """
-        self.client.restored = frozenset(restored)
+        self.client.restored, self.client.is_rebuilt = frozenset(restored), True
         if anchor is not None:
             self._hidden.add(anchor, before=self.memory.last_id)
         told: list[Action] = [Send(Side.MODEL, event) for event in self.view.open_again(now)]
@@ -167,6 +167,7 @@ class Conversation:
             state = {}
         self._told_state = {}
         self.view.shows_transcripts = state.get("transcripts") is True
+        self.view.is_told = True  # or is about to be: it is the first that a client that comes back hears
         last = self.memory.entries[-1:]
         if state.get("owed") is True and not (last and last[0].get("type") == "function_call"):
             self._gate.responses.owe()  # else the tool call's result asks for the next response
@@ -285,7 +286,8 @@ class Conversation:
         item = event.get("item")
         if not isinstance(item, dict):
             return message, []
-        if str(item.get("id")).startswith(ANCHOR):  # the rest of what the model says of it is nobody's business
+        item_id = str(item.get("id"))
+        if item_id.startswith(ANCHOR) or item_id in self.client.restored:  # the model has it from us
             return None, []
         hidden = self._hidden.hides(item.get("id"))
         facts = self.memory.on_item(item, wall, event.get("previous_item_id"), hidden=hidden)
@@ -345,6 +347,7 @@ class Conversation:
         settled = self._gate.on_answer(kind, item_id)
         if kind == "conversation.item.deleted":
             self._gate.on_deleted(item_id)
+            self.client.restored -= {item_id}
             facts = self.memory.on_deleted(item_id)
         else:
             self._gate.turns.on_cut(item_id)

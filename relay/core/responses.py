@@ -231,7 +231,10 @@ class Responses:
         if self.active is not None and is_told:
             settled = [*self._begun(self._asked), *_settled(self._asked, "answered")] if self._asked is not None else []
         elif self.active is not None:
-            owed.append(self._asked or Ask([]))
+            ask = self._asked or Ask([])
+            if ask.has_begun:  # who wants to know no more than that has been told
+                ask.wanted_by = [each for each in ask.wanted_by if each.wants_answer]
+            owed.append(ask)
         elif self._requested is None and now < self._owed_until:
             owed.append(Ask([]))
         if self._requested is not None and self._requested.ask is not self._asked:

@@ -99,7 +99,7 @@ _BLOCKS = [
     *[_step("watch", call=_CALL, tenant=_TENANT, node=st.sampled_from([0, 1, 2]), sound=st.booleans(),
             after=st.sampled_from(["", "0-0", "5-1", "1790000000123-3", "1999999999999-0"]))] * 2,
     _step("facts", call=_CALL, tenant=_TENANT),
-    _step("lookup", call=_CALL, tenant=_TENANT, message=st.just("") | _MESSAGE),
+    _step("lookup", rings=st.booleans(), call=_CALL, tenant=_TENANT, message=st.just("") | _MESSAGE),
     _step("list", limit=st.integers(0, 3), tenant=_TENANT,
           after=st.none() | st.tuples(st.sampled_from([1000.5, 2000.25, 3000.0]), st.sampled_from(["", *CALLS]))),
     _step("orphans", late_ms=st.sampled_from([0, 1, 1000]), limit=st.integers(0, 3)),

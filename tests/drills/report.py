@@ -48,9 +48,8 @@ _SURVIVAL: Final = (
 _SURVIVAL_LEGEND: Final = (
     "sessions: at the model; returns: of clients, seconds from the end of a connection to session.created; gap: the",
     "longest silence within an answer, s; answer: from the end of speech to the first audio, s; twin: the most by",
-    "which",
-    "it was later than in the same talk undisturbed;",
-    "silent: turns that nothing answered; missing: items that the last session lacks. Answers, figures, and what was broken:",
+    "which it was later than in the same talk undisturbed; silent: turns that nothing answered; missing: items that",
+    "the last session lacks. Answers, figures, and what was broken:",
 )
 
 _LEGEND: Final = (

@@ -75,9 +75,13 @@ class Talks:
             self._talking.append(self._tasks.create_task(talker.talk(_turns(person))))
             begun.append(talker)
             await asyncio.sleep(_STAGGER_SECONDS)
-        async with asyncio.timeout(_OPEN_SECONDS):
-            for talker in begun:
-                await talker.wait_answered()
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                for talker in begun:
+                    await talker.wait_answered()
+        except TimeoutError:
+            without = [f"{talker.call_id}: {talker.notes}" for talker in begun if not talker.notes.events]
+            raise RuntimeError(f"{len(without)} calls have no answer: {without[:1]}") from None
 
     async def _mint(self, person: Person, token: str) -> str:
         url = await self._doors_to(person.through).choose()

@@ -175,6 +175,8 @@ async def test_a_client_that_comes_to_another_node_goes_on_there(nodes: Nodes) -
     await remembered(nodes, first, call_id, "She likes tea.")
     again = await connect(nodes, second, key)
     await event(again, "session.created")
+    await again.send_json({"type": "input_audio_buffer.clear"})
+    assert (await again.receive_json())["type"] == "input_audio_buffer.cleared", "and not another session.created"
     assert again._response.headers["X-Relay-Node"] == "b"
     assert (await closed(client))[0] == 4009
     assert "name" in await talk(again, "What is my name?")

@@ -335,7 +335,8 @@ class RedisModel:
 
     def _lookup(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:
         _, key, _, receipts, tombstone, *_ = keys
-        tenant, message_id = args
+        bell = keys[8]
+        tenant, message_id, rings = args
         call, ended = self._keys.get(key) or {}, self._keys.get(tombstone) or {}
         if ended.get(b"tenant", call.get(b"tenant")) != tenant:
             return self._nothing_known()
@@ -345,6 +346,8 @@ class RedisModel:
             return [b"ended", receipt, ended[b"record"]]
         if b"epoch" not in call:
             return [b"reserved", receipt, call.get(b"session", b"")]
+        if rings == b"1":
+            self.published.append((bell, _pack((_VERSION, b"", b"", b"", b"", b""))))
         return [b"live", receipt, call[b"epoch"], call[b"claim"], call[b"state"], call[b"record"]]
 
     def _orphans(self, keys: tuple[str, ...], args: list[bytes]) -> Answer:

@@ -423,8 +423,8 @@ class Both:
     def reserve(self, *, call=CALLS[0], tenant="acme", session=b""):
         return self.step(self._scripts[0].reserve(keys(call, tenant), tenant, 10**6, session))
 
-    def lookup(self, message="", *, call=CALLS[0], tenant="acme"):
-        return self.step(self._scripts[0].lookup(keys(call, tenant), tenant, message))
+    def lookup(self, message="", *, call=CALLS[0], tenant="acme", rings=False):
+        return self.step(self._scripts[0].lookup(keys(call, tenant), tenant, message, rings=rings))
 
     def list(self, limit=10, *, tenant="acme", after=None):
         return self.step(self._scripts[0].list(tag_of(CALLS[0]), home_of(CALLS[0]) or "", tenant, limit, after))
