@@ -117,13 +117,11 @@ class ClientEvents:
         if event.type != "conversation.item.truncate":
             return False
         item_id = event.text_of("item_id")
-        return item_id in self.restored or item_id in self._lost
+        if item_id in self.restored or item_id in self._lost:
+            return True
+        return self.is_rebuilt and not self._memory.has(item_id)  # of the leg, or the node, before
 
     # What the events ask for
-
-    def _has_no_audio(self, item_id: str) -> bool:
-        """Whether the model leg, being another one than before, has the item as text only, or not at all."""
-        return self.is_rebuilt and (item_id in self.restored or not self._memory.has(item_id))
 
     def _tracked(self, event: ClientEvent, event_id: str, message: bytes, now: float) -> bytes:
         item_id = event.text_of("item_id")

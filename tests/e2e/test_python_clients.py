@@ -16,12 +16,18 @@ from agents.realtime import RealtimeAgent, RealtimeRunner, RealtimeSession
 from agents.realtime.events import RealtimeSessionEvent
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
+from openai.types.websocket_reconnection import ReconnectingEvent, ReconnectingOverrides
+from websockets.exceptions import ConnectionClosedError
 
 from ops.simulator.response import Pace
 from ops.simulator.server import Simulator
 from ops.simulator.session import Behaviour
 from ops.simulator.speech import tone
+from relay.app import Node
+from tests.e2e.test_resume import REDIALS, known, minted, sessions
+from tests.support.doors import Doors
 from tests.support.fleet import Nodes, system_message, token
+from tests.support.front import Front
 from tests.support.redis_server import RedisServer
 
 SPOKEN_TURN = bytes(300 * 48) + tone(1) + bytes(600 * 48)
@@ -279,3 +285,109 @@ async def test_agents_attached_to_a_call_talks_and_leaves_it_as_it_is(nodes: Nod
             assert "audio" not in [event.type for event in await agents_until(session, "audio_end")]
         await client.response.create()
         assert (await until(client, "response.done"))[-1].response.status == "completed"
+
+
+# -- what outlives a deploy and a change of networks (docs/sdks.md shows these lines) -----------------------------------
+
+
+@asynccontextmanager
+async def fleet(nodes: Nodes) -> AsyncIterator[tuple[Front, Node, str, str]]:
+    """Two nodes behind one address, the first to be chosen, and a client secret of the second's with its call's id."""
+    async with nodes.node("a", **REDIALS | {"DRAIN_SECONDS": "20"}) as first:
+        second = await nodes.add("b", **REDIALS)
+        doors = Doors(nodes.http, {name: (each.url, each.ops_url) for name, each in (("a", first), ("b", second))})
+        async with Front.running(doors) as front:
+            key, call_id = await minted(nodes, second)
+            yield front, first, key, call_id
+
+
+def go_on(event: ReconnectingEvent) -> ReconnectingOverrides | None:
+    """Connect again, after ``event.delay`` seconds, with the same client secret: it names the call."""
+    return None
+
+
+async def ask(rt: AsyncRealtimeConnection, words: str) -> None:
+    item: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": words}]}
+    await rt.conversation.item.create(item=item)
+    await rt.response.create()
+
+
+@pytest.mark.parametrize("trouble", ["a deploy", "a change of networks", "an upstream loss"])
+async def test_openai_goes_on_with_its_call(nodes: Nodes, trouble: str):
+    """With ``on_reconnecting`` the iterator goes on as if nothing had been but another session.created."""
+    asked, kinds = 0, []
+    async with fleet(nodes) as (front, first, key, _):
+        client = AsyncOpenAI(api_key=key, base_url=f"{front.url}/v1")
+        async with asyncio.timeout(15), client, client.realtime.connect(model="sim", on_reconnecting=go_on) as rt:
+            async for event in rt:
+                kinds.append(event.type)
+                if event.type == "session.created" and asked == 0:
+                    await ask(rt, "My name is Ada.")
+                    asked = 1
+                elif event.type == "response.done" and asked == 2:
+                    break
+                elif event.type == "response.done" and trouble == "a deploy":
+                    first.drain()
+                elif event.type == "response.done" and trouble == "a change of networks":
+                    front.cut()
+                elif event.type == "response.done":
+                    for connection in list(nodes.model._connections):
+                        connection.abort()
+                    await ask(rt, "What is my name?")
+                    asked = 2
+                elif event.type == "session.created":
+                    await ask(rt, "What is my name?")
+                    asked = 2
+        said = [text for _, role, text in known((await sessions(nodes))[-1]) if role == "user"]
+    assert said == ["My name is Ada.", "What is my name?"]
+    assert kinds.count("session.created") == (1 if trouble == "an upstream loss" else 2)
+    assert "error" not in kinds
+    assert len(await sessions(nodes)) == (1 if trouble == "a change of networks" else 2)
+
+
+async def test_openai_that_did_not_opt_in_is_told_and_goes_on_with_a_new_connection(nodes: Nodes):
+    """1012 is an exception of the iterator's; the same secret opens the same call on the node that is ready."""
+    async with (
+        fleet(nodes) as (front, first, key, call_id),
+        AsyncOpenAI(api_key=key, base_url=f"{front.url}/v1") as client,
+    ):
+        async with client.realtime.connect(model="sim") as rt:
+            await until(rt, "session.created")
+            await ask(rt, "My name is Ada.")
+            await until(rt, "response.done")
+            first.drain()
+            with pytest.raises(ConnectionClosedError) as end:
+                await until(rt, "never")
+            assert end.value.rcvd is not None
+            assert end.value.rcvd.code == 1012
+        async with client.realtime.connect(model="sim") as rt:
+            await until(rt, "session.created")
+            assert rt._connection.response.headers["X-Call-Id"] == call_id
+            await ask(rt, "What is my name?")
+            await until(rt, "response.done")
+    assert [text for _, role, text in known((await sessions(nodes))[-1]) if role == "user"][0] == "My name is Ada."
+
+
+async def test_agents_do_not_reconnect_and_a_new_session_goes_on_with_the_call(nodes: Nodes):
+    """The session's iterator raises; another session with the same secret has the model with all that was said."""
+    agent = RealtimeAgent(name="agent", instructions="Be brief.", tools=[get_weather])
+    async with fleet(nodes) as (front, first, key, _):
+        config: Any = {"api_key": key, "url": f"{front.url.replace('http', 'ws', 1)}/v1/realtime?model=sim"}
+        async with await RealtimeRunner(agent).run(model_config=config) as session:
+            await session.send_message("My name is Ada.")
+            await agents_until(session, "agent_end")
+            first.drain()
+            with pytest.raises(ConnectionClosedError) as end:
+                await agents_until(session, "never")
+            assert end.value.rcvd is not None
+            assert end.value.rcvd.code == 1012
+        async with await RealtimeRunner(agent).run(model_config=config) as session:
+            await session.send_message("get weather, please")
+            events = await agents_until(session, "tool_end")
+            assert events[-1].type == "tool_end"
+            await agents_until(session, "agent_end")
+    old, new = await sessions(nodes)
+    assert known(new)[: len(known(old))] == known(old)
+    updates = [each["session"] for each in new["events"] if each["type"] == "session.update"]
+    for each in new["events"][:12]: print("EV", str(each)[:1500])
+    assert 0

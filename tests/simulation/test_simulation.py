@@ -9,6 +9,7 @@ from fanout.core import ownership
 from fanout.core.holds import Holds
 from fanout.core.inbox import Inbox
 from fanout.core.outbox import Outbox
+from fanout.core.chronicle import Chronicle
 from fanout.core.ownership import Ownership
 from fanout.core.phases import Phase
 from fanout.core.scripts import Scripts
@@ -122,6 +123,7 @@ def forget_no_fact_of_others(patch):
 def hand_over_before_facts_are_written(patch):
     made = Ownership.__init__
     patch.setattr(Ownership, "__init__", lambda *args, is_noted, **kwargs: made(*args, **kwargs))
+    patch.setattr(Chronicle, "leave", lambda self: setattr(self, "_is_leaving", True))  # and in no hurry
 
 
 def keep_nothing_of_what_was_handed_over(patch):
