@@ -228,6 +228,11 @@ class Fanout:
         names = self._settings.homes
         return secrets.choice([name for name in names if self._homes[name].is_answering] or names)
 
+    def is_answering(self, call_id: str) -> bool:
+        """Whether the call's home answered lately."""
+        home = self._homes.get(home_of(call_id) or "")
+        return home is not None and home.is_answering
+
     async def wait_connected(self) -> None:
         """Until every home has acknowledged this node's own channels. For tests and logs; not for readiness."""
         for home in self._homes.values():

@@ -367,7 +367,8 @@ class ModelSide:
     def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
         """It cannot be written, or can again."""
         leg.buffered()
-        self._call.on_model_blocked(blocked)
+        if not self._loss.done():
+            self._call.on_model_blocked(blocked)
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug."""

@@ -248,8 +248,8 @@ class Session:
         return self._bridge.is_announced and not self.is_over and self.client.request.can_resume
 
     def moment(self, now: float) -> bool:
-        """Whether it can be moved without anybody's noticing."""
-        return self._bridge.is_quiet(now)
+        """Whether it can be moved without anybody's noticing: also, another node could have it."""
+        return self._bridge.is_quiet(now) and self._services.bus.is_answering(self.call_id)
 
     def move(self) -> None:
         """Let another node have the call, as soon as its client comes there."""

@@ -266,7 +266,8 @@ class Bridge:
     def is_quiet(self, now: float) -> bool:
         """Whether the model leg could be replaced, or the call moved, without anybody's noticing."""
         self._listen(now)
-        return self.phase in {Phase.OPEN, Phase.AWAY} and self._gate.is_quiet(now, self._appended)
+        is_open = self.phase in {Phase.OPEN, Phase.AWAY} and not self.conversation.is_answering
+        return is_open and self._gate.is_quiet(now, self._appended)
 
     def may_be_cut(self, now: float) -> bool:
         """The same where time is short: nobody speaks and nothing is being said."""

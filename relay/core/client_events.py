@@ -10,7 +10,7 @@ from typing import Any, Final
 from relay.core import realtime
 from relay.core.actions import Action, Log, Note, Send, Side
 from relay.core.client_session import ClientSession
-from relay.core.flights import Flight
+from relay.core.flights import OWN, Flight
 from relay.core.gate import Gate
 from relay.core.hidden import Hidden
 from relay.core.memory import Memory
@@ -45,6 +45,7 @@ class ClientEvents:
         "_lost",
         "_memory",
         "_nameless",
+        "_transcription_event",
         "_view",
         "is_rebuilt",
         "restored",
@@ -67,6 +68,7 @@ class ClientEvents:
         self._event_ids = event_ids
         self._apply_seconds = apply_seconds
         self._nameless = 0
+        self._transcription_event = ""
         self._again: list[tuple[str, Flight]] = []  # what the model leg did not answer, by event id
         self._lost: frozenset[str] = frozenset()  # items that the client knows, and no model leg
         self.restored: frozenset[str] = frozenset()
@@ -92,6 +94,22 @@ class ClientEvents:
             case "input_audio_buffer.commit" | "input_audio_buffer.clear":
                 self._gate.turns.on_buffer_taken(appended)
         return self._tracked(event, event_id, event.encoded(event_id), now), []
+
+    # The relay's own
+
+    def switch_on_transcription(self, session: dict[str, Any], now: float) -> list[Action]:
+        """Have what people say written down, for the call's memory."""
+        missing = self._view.missing(session)
+        if missing is None or self._gate.flights.expects_own("session.updated"):
+            return []
+        self._transcription_event = event_id = self._gate.event_id()
+        self._gate.flights.add(event_id, "session.update", "", OWN, now + self._apply_seconds)
+        return [Send(Side.MODEL, realtime.encode({"type": "session.update", "event_id": event_id, "session": missing}))]
+
+    def on_refused(self, event_id: str) -> None:
+        """The model refuses an event: the transcription, if it was that."""
+        if event_id == self._transcription_event:
+            self._view.give_up_transcription()
 
     # Another model leg
 

@@ -11,7 +11,6 @@ from relay.core import realtime
 from relay.core.actions import Action, Complaint, Log, Note, Send, Side
 from relay.core.client_events import CLIENT_EVENTS, NAMELESS_EVENTS, ClientEvents
 from relay.core.client_session import ClientSession
-from relay.core.flights import OWN
 from relay.core.gate import OWN_EVENTS, Gate
 from relay.core.hidden import Hidden
 from relay.core.memory import Fact, Memory
@@ -41,14 +40,12 @@ class Conversation:
     """One conversation with the model, as its events tell it. ``watched`` says whether ``Log`` actions are wanted."""
 
     __slots__ = (
-        "_apply_seconds",
         "_event_ids",
         "_gate",
         "_hidden",
         "_last_response",
         "_speech",
         "_told_state",
-        "_transcription_event",
         "_unfinished",
         "client",
         "hides_expiry",
@@ -79,11 +76,9 @@ class Conversation:
         self._hidden = Hidden()
         self.client = ClientEvents(gate, self._hidden, self.memory, self.view, event_ids, apply_seconds=apply_seconds)
         self._event_ids = event_ids
-        self._apply_seconds = apply_seconds
         self._unfinished = Unfinished()
         self._speech: str | None = None  # the item that the person's speech becomes
         self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "active": None, "speech": None}
-        self._transcription_event = ""
         self._last_response = ""
 
     # Backends' messages
@@ -105,6 +100,11 @@ class Conversation:
         return self._without_opening() if self.view.is_late(now) else None, [*self._gate.overdue(now)]
 
     # Another model leg
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether any response is under way, one outside the conversation too."""
+        return bool(self._unfinished.response_ids)
 
     def on_model_gone(self, now: float) -> Gone:
         """The model leg is lost: what was open on it ends, as far as the client is concerned."""
@@ -149,7 +149,7 @@ class Conversation:
         if not (self.view.is_told or self.view.is_opening):  # the leg before was lost before it said so
             told.append(Send(Side.CLIENT, self.view.created(session)))
         self._gate.turns.on_session(session)
-        return [*told, *_notes(self.memory.on_session(session)), *self._switch_on_transcription(session, now)]
+        return [*told, *_notes(self.memory.on_session(session)), *self.client.switch_on_transcription(session, now)]
 
     def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
         """Take a conversation over as its memory has it: facts, and the items of backends that were told applied."""
@@ -167,7 +167,8 @@ class Conversation:
             state = {}
         self._told_state = {}
         self.view.shows_transcripts = state.get("transcripts") is True
-        self.view.is_told = True  # or is about to be: it is the first that a client that comes back hears
+        # Or is about to be: it is the first that a client that comes back hears.
+        self.view.is_told = self.view.is_resumed = True
         last = self.memory.entries[-1:]
         if state.get("owed") is True and not (last and last[0].get("type") == "function_call"):
             self._gate.responses.owe()  # else the tool call's result asks for the next response
@@ -228,8 +229,8 @@ class Conversation:
         cause = error.get("event_id")
         if cause == _OPENING:
             return self._without_opening(), [_complaint(error)]
-        if isinstance(cause, str) and cause == self._transcription_event:
-            self.view.give_up_transcription()
+        if isinstance(cause, str):
+            self.client.on_refused(cause)
         own, settled = self._gate.on_error(error)
         if own:
             is_news = not settled and str(error.get("code")) not in _EXPECTED
@@ -270,17 +271,7 @@ class Conversation:
         settled = self._gate.on_answer("session.updated") if is_answer else []
         passed = None if is_own else self.view.on_session(message, event, session)
         log = [] if is_own else self._logged(message)
-        return passed, [*log, *notes, *settled, *self._switch_on_transcription(session, now)]
-
-    def _switch_on_transcription(self, session: dict[str, Any], now: float) -> list[Action]:
-        """Have what people say written down, for the call's memory."""
-        missing = self.view.missing(session)
-        if missing is None or self._gate.flights.expects_own("session.updated"):
-            return []
-        self._transcription_event = event_id = self._gate.event_id()
-        self._gate.flights.add(event_id, "session.update", "", OWN, now + self._apply_seconds)
-        update = {"type": "session.update", "event_id": event_id, "session": missing}
-        return [Send(Side.MODEL, realtime.encode(update))]
+        return passed, [*log, *notes, *settled, *self.client.switch_on_transcription(session, now)]
 
     def _on_item(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         item = event.get("item")
@@ -295,10 +286,16 @@ class Conversation:
 
     def _on_output_item(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         item = event.get("item")
-        if not isinstance(item, dict) or item.get("type") != "function_call":
+        if not isinstance(item, dict):
             return message, []
-        if event.get("type") == "response.output_item.done":
-            return message, self._gate.on_item(item)
+        notes: list[Action] = []
+        is_done = event.get("type") == "response.output_item.done"
+        if is_done and self.memory.has(str(item.get("id"))):  # from now on the client may act on it
+            notes = _notes(self.memory.on_item(item, wall))
+        if item.get("type") != "function_call":
+            return message, notes
+        if is_done:
+            return message, [*notes, *self._gate.on_item(item)]
         self._gate.tools.on_started(str(item.get("call_id")), str(event.get("response_id")))
         return message, []
 

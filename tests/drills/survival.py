@@ -15,6 +15,8 @@ from tests.drills.verdict import Item, Message, Verdict, judge_conversations, ju
 from tests.support.hearing import differences
 
 _ONLY_CLIENT: Final = ": only the client has it: "
+_ONLY_MODEL: Final = ": only the model has it: "
+GAP_SECONDS: Final = 0.3  # of silence within an answer: what a person takes for a pause
 _HUNG_UP: Final = "hung up"
 
 
@@ -53,11 +55,13 @@ class Allowed:
 
     codes: Collection[int] = ()  # of connections
     back_seconds: float = 2.0  # to come back, but for one in a hundred
-    missing: int = 0  # newest items that a call may lose with each connection
+    missing: int = 0  # items that a call may lose with each connection
+    unseen: int = 0  # items that backends add while a client is away, and that it does not hear of on another node
     unanswered: bool = False  # turns that were spoken while nobody could hear them
     sessions: tuple[int, int] = (1, 100_000)  # of a call: fewer and the drill shows nothing
     recoveries: int = 0  # of all calls together: fewer and the drill shows nothing
-    wait_seconds: float | None = None  # beyond that of its twin, which nothing happens to
+    later_than_twin: float | None = None  # seconds by which a silence may be longer than that of the same talk
+    answer_seconds: float | None = None  # until an answer begins; then it goes on
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class Survival:
     waits: list[float] = field(default_factory=list)
     unanswered: int = 0
     missing: int = 0  # items that the client has and the last session has not
+    unseen: int = 0  # items of backends that the last session has and the client has not
     later_than_twin: float | None = None
 
 
@@ -100,8 +105,10 @@ def judge_calls(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, twins
     if not allowed.unanswered:
         silent = [f"{call.unanswered} of call {call.number}" for call in calls if call.unanswered]
         verdict.blame("calls had turns without an answer", silent)
-    if allowed.wait_seconds is not None:
-        _judge_twins(verdict, calls, twins, allowed.wait_seconds, found)
+    if allowed.answer_seconds is not None:
+        _judge_answers(verdict, calls, allowed.answer_seconds)
+    if allowed.later_than_twin is not None:
+        _judge_twins(verdict, calls, twins, allowed.later_than_twin, found)
     return found
 
 
@@ -146,16 +153,30 @@ def _judge_knowledge(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, 
     at_model, at_home = [], []
     for call in calls:
         wrong = differences(call.view, call.items)
-        missing = [each for each in wrong if _ONLY_CLIENT in each]
+        times = len(call.codes) - 1
+        missing = {_id_in(each) for each in wrong if _ONLY_CLIENT in each}
+        unseen = {_id_in(each) for each in wrong if _ONLY_MODEL in each}
+        unseen &= {str(item["id"]) for item in call.items if item["role"] == "system"}
         found.missing += len(missing)
-        if len(missing) <= allowed.missing * (len(call.codes) - 1):
-            wrong = [each for each in wrong if each not in missing]
-        at_model += [f"call {call.number}: {each[:300]}" for each in wrong]
-        lost = {each.partition(":")[0] for each in missing}
-        view = [item for item in call.view if item["id"] not in lost]
-        at_home += [f"call {call.number}: {each[:300]}" for each in differences(view, call.facts)]
+        found.unseen += len(unseen)
+        excused = missing if len(missing) <= allowed.missing * times else set()
+        excused |= unseen if len(unseen) <= allowed.unseen * times else set()
+        at_model += [f"call {call.number}: {each[:300]}" for each in wrong if _id_in(each) not in excused]
+        view = [item for item in call.view if item["id"] not in missing]
+        facts = [item for item in call.facts if item["id"] not in unseen]
+        at_home += [f"call {call.number}: {each[:300]}" for each in differences(view, facts)]
     verdict.blame("differences between what clients and the model's last sessions have", at_model)
     verdict.blame("differences between what clients (left) and the calls' homes have", at_home)
+
+
+def _id_in(difference: str) -> str:
+    return difference.partition(":")[0]
+
+
+def _judge_answers(verdict: Verdict, calls: Sequence[Call], limit: float) -> None:
+    late = [f"{wait:.2f} s in call {call.number}" for call in calls for wait in call.waits if wait > limit]
+    late += [f"a gap of {gap:.2f} s in call {call.number}" for call in calls for gap in call.gaps if gap > GAP_SECONDS]
+    verdict.blame("answers were late or broken off", late)
 
 
 def _judge_twins(

@@ -224,7 +224,7 @@ UPHEAVALS: Final = (
     Upheaval(
         "session-cap",
         sessions_run_out,
-        Allowed(wait_seconds=0.3),
+        Allowed(later_than_twin=0.3),
         Extent(4, 180, 0.0, {"RELAY_ROLL_OVER_SECONDS": "8"}, session_seconds=20, turns=32, sessions=(6, 100)),
         Extent(2, 40, 0.0, {"RELAY_ROLL_OVER_SECONDS": "3"}, session_seconds=7, turns=5, sessions=(3, 100)),
     ),
@@ -261,14 +261,14 @@ UPHEAVALS: Final = (
     Upheaval(
         "redis-killed",
         redis_killed,
-        Allowed({1006}, back_seconds=3.0, recoveries=1),
+        Allowed({1006}, back_seconds=3.0, missing=1, unseen=3, recoveries=1),
         Extent(12, 60),
         Extent(4, 6, 20.0, env=_QUICK_BUS),
     ),
     Upheaval(
         "redis-stopped",
         redis_stopped,
-        Allowed({1006}, back_seconds=3.0, recoveries=1),
+        Allowed({1006}, back_seconds=3.0, missing=1, unseen=3, recoveries=1),
         Extent(12, 60),
         Extent(4, 6, 20.0, env=_QUICK_BUS),
     ),

@@ -342,7 +342,7 @@ async def test_openai_goes_on_with_its_call(nodes: Nodes, trouble: str):
     assert said == ["My name is Ada.", "What is my name?"]
     assert kinds.count("session.created") == (1 if trouble == "an upstream loss" else 2)
     assert "error" not in kinds
-    assert len(await sessions(nodes)) == (1 if trouble == "a change of networks" else 2)
+    assert len(await sessions(nodes)) == 2
 
 
 async def test_openai_that_did_not_opt_in_is_told_and_goes_on_with_a_new_connection(nodes: Nodes):
@@ -389,5 +389,4 @@ async def test_agents_do_not_reconnect_and_a_new_session_goes_on_with_the_call(n
     old, new = await sessions(nodes)
     assert known(new)[: len(known(old))] == known(old)
     updates = [each["session"] for each in new["events"] if each["type"] == "session.update"]
-    for each in new["events"][:12]: print("EV", str(each)[:1500])
-    assert 0
+    assert [each["instructions"] for each in updates if "instructions" in each] == ["Be brief."], "it is so already"

@@ -42,7 +42,9 @@ class MortalModel:
         self.is_dead = False
         self.is_hearing = False
         self.session: dict[str, Any] = {
-            **{"id": f"sess_{leg}", "type": "realtime", "instructions": "default"},
+            "id": f"sess_{leg}",
+            "type": "realtime",
+            "instructions": "default",
             "audio": {"input": {"turn_detection": {"type": "server_vad"}, "transcription": None}},
         }
         self.items: dict[str, dict[str, Any]] = {}  # in the conversation's order
@@ -246,12 +248,8 @@ class MortalModel:
         self._clock.after(0.05, self._answer_heard)
 
     def _answer_heard(self) -> None:
-        if self.is_dead:
-            return
-        if self.active is None:
+        if self.active is None and not self.is_dead:
             self._begin("", None, is_aside=False)
-        else:
-            self.refuse(None, ACTIVE)
 
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:
