@@ -1,5 +1,5 @@
 // The official `@openai/agents-realtime` SDK (RealtimeSession over its WebSocket transport), unmodified, against a relay.
-// Usage: RELAY_URL=ws://127.0.0.1:8080 RELAY_TOKEN=… node agents_realtime.mjs [spoken_turn|function_call|error|side_leg]…
+// Usage: RELAY_URL=ws://127.0.0.1:8080 RELAY_TOKEN=… node agents_realtime.mjs [spoken_turn|function_call|error|side_leg|deploy]…
 
 import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession, tool } from "@openai/agents-realtime";
 import { createRequire } from "node:module";
@@ -148,9 +148,30 @@ function sideLeg() {
   });
 }
 
+/** Two sessions: the node that has the first is drained by whoever runs this, and the second goes on with its call. */
+async function deploy() {
+  const first = await withSession([], async (session, events, errors) => {
+    session.sendMessage("My name is Ada.");
+    await events.wait("response.done");
+    const end = await events.wait("never").catch((failure) => failure.message);
+    check(end.endsWith("the connection is closed"), end);
+    return { errors: errors.count("error") };
+  });
+  const second = await withSession([], async (session, events, errors) => {
+    session.sendMessage("What is my name?");
+    const { response } = await events.wait("response.done");
+    check(response.status === "completed", `the response after the deploy is ${response.status}`);
+    check(errors.count("error") === 0, "the SDK reported an error");
+    return { sessions: events.count("session.created") };
+  });
+  check(first.call_id === second.call_id, "the second session is of another call");
+  return { first, second };
+}
+
 await run(`@openai/agents-realtime ${version}`, {
   spoken_turn: spokenTurn,
   function_call: functionCall,
   error: errorEvent,
   side_leg: sideLeg,
+  deploy,
 });

@@ -1,5 +1,5 @@
 // The official npm `openai` client (realtime/ws), unmodified, against a relay.
-// Usage: RELAY_URL=wss://127.0.0.1:8443 RELAY_CA=cert.pem RELAY_TOKEN=… node openai_ws.mjs [spoken_turn|function_call|error|side_leg]…
+// Usage: RELAY_URL=wss://127.0.0.1:8443 RELAY_CA=cert.pem RELAY_TOKEN=… node openai_ws.mjs [spoken_turn|function_call|error|side_leg|deploy]…
 
 import { connect } from "node:net";
 
@@ -11,12 +11,17 @@ import { check, Events, run, settings, speech } from "./harness.mjs";
 
 const { url, token, model, backend } = settings();
 
-/** A new call, or with `callID` a side leg of one. */
-async function withCall(talk, wanted = { model }, { url: node, token: apiKey } = { url, token }) {
+/** The client, and the socket's options: it always asks for TLS, and a plain-text node it takes only as a connection. */
+function clientFor(node, apiKey) {
   const secure = node.protocol === "wss:";
   const client = new OpenAI({ apiKey, baseURL: `${secure ? "https" : "http"}://${node.host}/v1` });
-  // The client always asks for TLS. To a plain-text node it can only be pointed by handing it the TCP connection.
   const options = secure ? {} : { createConnection: () => connect(Number(node.port || 80), node.hostname) };
+  return { client, options };
+}
+
+/** A new call, or with `callID` a side leg of one. */
+async function withCall(talk, wanted = { model }, { url: node, token: apiKey } = { url, token }) {
+  const { client, options } = clientFor(node, apiKey);
   const call = new OpenAIRealtimeWS({ ...wanted, options }, client);
   const events = new Events();
   let upgrade = {};
@@ -146,9 +151,39 @@ function sideLeg() {
   });
 }
 
+/** Two turns, and between them the node that has the call is drained, by whoever runs this. */
+async function deploy() {
+  const { client, options } = clientFor(url, token);
+  const events = new Events();
+  const call = new OpenAIRealtimeWS({ model, options, reconnect: true, maxQueueBytes: 1 << 20 }, client);
+  call.on("reconnected", () => call.flushPending());
+  call.on("close", (code) => events.end(`the relay closed with ${code}`));
+  call.on("event", (event) => events.add(event));
+  call.on("error", (error) => events.end(error.message));
+  const ask = (text) => {
+    const content = [{ type: "input_text", text }];
+    call.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
+    call.send({ type: "response.create" });
+  };
+  try {
+    await events.wait("session.created");
+    ask("My name is Ada.");
+    await events.wait("response.done");
+    await new Promise((resolve) => call.on("reconnecting", resolve));
+    ask("What is my name?"); // it waits for the new connection
+    await events.wait("session.created");
+    const { response } = await events.wait("response.done");
+    check(response.status === "completed", `the response after the deploy is ${response.status}`);
+    return { sessions: events.count("session.created") };
+  } finally {
+    call.close();
+  }
+}
+
 await run(`openai ${VERSION}`, {
   spoken_turn: spokenTurn,
   function_call: functionCall,
   error: errorEvent,
   side_leg: sideLeg,
+  deploy,
 });

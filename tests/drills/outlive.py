@@ -18,17 +18,14 @@ from tests.drills.report import Survived
 from tests.drills.survival import Call, Session, Survival, judge_calls, judge_messages
 from tests.drills.talk import Person
 from tests.drills.upheavals import PREFIX, Extent, Scene, Upheaval
-from tests.drills.verdict import Item, Message, Verdict, is_honest
+from tests.drills.verdict import Item, Message, Verdict
 
-_WARM_SECONDS: Final = 4.0  # of talk before the upheaval
 _LEAVE_SECONDS: Final = 30.0  # at most, to bring a turn to its end
 _FINISH_SECONDS: Final = 30.0  # at most, until every message under way has its end
 _SETTLE_SECONDS: Final = 30.0  # at most, until every receipt is terminal
-_AFTER_SECONDS: Final = 3.0  # of talk, after the upheaval
 _BEYOND_SECONDS: Final = 240.0  # to start and to end, beside the planned times
 _TIMEOUT_MS: Final = 5000  # that backends give the relay
 _TROUBLES: Final = 5000
-_TROUBLE_AFTER: Final = (2.0, 8.0)  # seconds that a connection lasts
 _TOOL_SECONDS: Final = (1.5, 3.0)
 
 
@@ -71,28 +68,27 @@ class _Drill:
         self._upheaval, self._extent, self._fleet, self._seed = upheaval, extent, fleet, seed
         self._persons: list[Person] = []
         self.verdict = Verdict(0, 0, {})
-        self.scene = Scene(fleet, http, extent.seconds, self._open_more, self.verdict)
+        self.scene = Scene(fleet, http, extent, self._open_more, self.verdict)
 
     async def run(self) -> None:
         """Up to the moment when everybody has hung up."""
         load, extent = self._fleet.load, self._extent
         await load.ask("nodes", nodes=self._fleet.described())
-        if self._upheaval.has_trouble:
-            first = extent.calls
-            await self._fleet.model.ask("trouble", seed=self._seed, first=first, count=_TROUBLES, after=_TROUBLE_AFTER)
+        if extent.trouble_after is not None:
+            trouble = {"first": extent.calls, "count": _TROUBLES, "after": extent.trouble_after}
+            await self._fleet.model.ask("trouble", seed=self._seed, **trouble)
         await self._open_more(extent.calls, [node.name for node in self._fleet.nodes])
         if extent.messages_per_second:
             token = self._fleet.token("control", "read")
             await load.ask("publish", rate=extent.messages_per_second, token=token, timeout_ms=_TIMEOUT_MS)
         if extent.turns is None:
-            await asyncio.sleep(_WARM_SECONDS)
+            await asyncio.sleep(extent.lull_seconds)
         await self._upheaval.act(self.scene)
         if extent.messages_per_second:
-            await asyncio.sleep(_AFTER_SECONDS)
+            await asyncio.sleep(extent.lull_seconds)
             await load.ask("finish", seconds=_FINISH_SECONDS)
-        await load.ask("leave", seconds=_LEAVE_SECONDS)
-        if extent.messages_per_second:
             await load.ask("settle", seconds=_SETTLE_SECONDS)
+        await load.ask("leave", seconds=_LEAVE_SECONDS)
 
     async def _open_more(self, count: int, through: list[str]) -> None:
         persons = [self._person(len(self._persons) + place, through) for place in range(count)]
@@ -111,9 +107,10 @@ class _Drill:
         return Person(
             number,
             through,
-            # A minted token needs the Redis of the call's home; who comes later calls at once.
+            # To mint a token needs the Redis of the call's home; who comes later may find none.
             relay_events=number % 2 == 0 or number >= self._extent.calls,
             seed=self._seed * 1000 + number,
+            turn_seconds=self._extent.turn_seconds,
             heartbeat=self._upheaval.heartbeat,
             **fields,
         )
@@ -126,7 +123,7 @@ class _Drill:
         twins = {call.number: calls[call.number + bound] for call in upset if call.number + bound in calls}
         allowed = replace(self._upheaval.allowed, sessions=self._extent.sessions)
         if self._extent.messages_per_second:
-            await self._judge_messages(calls)
+            await self._judge_messages()
         survival = judge_calls(self.verdict, upset, allowed, twins)
         ended = [each.name for each in self._fleet.processes if each.has_ended]
         self.verdict.blame("processes ended", ended)
@@ -157,21 +154,15 @@ class _Drill:
             entries: list[dict[str, Any]] = found["data"]
             return entries
 
-    async def _judge_messages(self, calls: dict[int, Call]) -> None:
+    async def _judge_messages(self) -> None:
         told = await self._fleet.load.ask("told")
         messages = [Message(**message) for message in told["messages"]]
         seen = await self._fleet.model.ask("conversations")
         known = {message.id for message in messages}
         items = {int(call): [Item(*each) for each in texts if each[0] in known] for call, texts in seen.items()}
-        self.verdict.sent, self.verdict.answers = len(messages), told["answers"]
-        self.verdict.accepted = sum(message.accepted for message in messages)
-        wrong = {answer: count for answer, count in told["answers"].items() if not _is_fair(answer)}
-        judge_messages(self.verdict, messages, items, [f"{count}× {answer}" for answer, count in wrong.items()])
-
-
-def _is_fair(answer: str) -> bool:
-    """A node that goes may cut a connection; what one says must be honest."""
-    return is_honest(answer) or not answer[:1].isdigit()
+        expired = judge_messages(self.verdict, messages, items, told["answers"], self._upheaval.allowed)
+        if expired:
+            self.scene.figures["messages that expired:"] = expired
 
 
 def _call(

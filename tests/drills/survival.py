@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from tests.drills.verdict import Item, Message, Verdict, judge_conversations, judge_receipts
+from tests.drills.verdict import Item, Message, Verdict, is_honest, judge_conversations, judge_receipts
 from tests.support.hearing import differences
 
 _ONLY_CLIENT: Final = ": only the client has it: "
@@ -57,6 +57,7 @@ class Allowed:
     back_seconds: float = 2.0  # to come back, but for one in a hundred
     missing: int = 0  # items that a call may lose with each connection
     unseen: int = 0  # items that backends add while a client is away, and that it does not hear of on another node
+    expiry: bool = False  # of messages: what breaks takes as long as they have
     unanswered: bool = False  # turns that were spoken while nobody could hear them
     sessions: tuple[int, int] = (1, 100_000)  # of a call: fewer and the drill shows nothing
     recoveries: int = 0  # of all calls together: fewer and the drill shows nothing
@@ -113,12 +114,26 @@ def judge_calls(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, twins
 
 
 def judge_messages(
-    verdict: Verdict, messages: Sequence[Message], items: Mapping[int, Sequence[Item]], dishonest: Sequence[str]
-) -> None:
-    """Judge what backends were told against what the last session of each call has."""
-    verdict.blame("kinds of dishonest answers", dishonest)
-    judge_receipts(verdict, messages, items)
+    verdict: Verdict,
+    messages: Sequence[Message],
+    items: Mapping[int, Sequence[Item]],
+    answers: Mapping[str, int],
+    allowed: Allowed,
+) -> int:
+    """Judge what backends were told against what the last session of each call has; returns how many expired.
+
+    A node that goes may cut a connection; what it answers must be honest.
+    """
+    wrong = {answer: count for answer, count in answers.items() if answer[:1].isdigit() and not is_honest(answer)}
+    verdict.blame("kinds of dishonest answers", [f"{count}× {answer}" for answer, count in wrong.items()])
+    verdict.sent, verdict.accepted = len(messages), sum(message.accepted for message in messages)
+    verdict.answers = dict(answers)
+    there = {(call, item.id) for call, known in items.items() for item in known}
+    expired = [each for each in messages if each.receipt == "expired" and (each.call, each.id) not in there]
+    judged = [each for each in messages if each not in expired] if allowed.expiry else messages
+    judge_receipts(verdict, judged, items)
     judge_conversations(verdict, messages, items)
+    return len(expired)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -162,9 +177,11 @@ def _judge_knowledge(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, 
         excused = missing if len(missing) <= allowed.missing * times else set()
         excused |= unseen if len(unseen) <= allowed.unseen * times else set()
         at_model += [f"call {call.number}: {each[:300]}" for each in wrong if _id_in(each) not in excused]
-        view = [item for item in call.view if item["id"] not in missing]
-        facts = [item for item in call.facts if item["id"] not in unseen]
-        at_home += [f"call {call.number}: {each[:300]}" for each in differences(view, facts)]
+        at_home += [
+            f"call {call.number}: {each[:300]}"
+            for each in differences(call.view, call.facts)
+            if _id_in(each) not in excused
+        ]
     verdict.blame("differences between what clients and the model's last sessions have", at_model)
     verdict.blame("differences between what clients (left) and the calls' homes have", at_home)
 

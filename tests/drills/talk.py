@@ -30,6 +30,7 @@ class Person:
     relay_events: bool = False  # resumes as the relay tells it; otherwise by a minted token
     seed: int = 0  # what it says
     turns: int = _ENDLESS
+    turn_seconds: tuple[float, float] = (1, 3)
     tool_seconds: float | None = None  # every other turn asks for a tool, which takes so long
     faults: str = ""  # of each of its sessions, as the simulator reads them behind the model's name
     heartbeat: float | None = None  # of its client; None: it waits
@@ -168,7 +169,7 @@ class Talks:
 
 
 def _turns(person: Person) -> list[Turn]:
-    turns = spoken_turns(random.Random(person.seed), person.turns)
+    turns = spoken_turns(random.Random(person.seed), person.turns, person.turn_seconds)
     if person.tool_seconds is None:
         return turns
     return [

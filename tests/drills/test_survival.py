@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.drills.survival import Allowed, Call, Session, judge_calls, percentile
-from tests.drills.verdict import Verdict
+from tests.drills.survival import Allowed, Call, Session, judge_calls, judge_messages, percentile
+from tests.drills.verdict import Item, Message, Verdict
 
 ITEMS = (
     {"id": "item_1", "type": "message", "role": "user", "text": "2.0 seconds of speech."},
@@ -89,9 +89,9 @@ def test_items_may_be_missing_where_the_drill_gives_a_reason():
     """What a node that was killed had not written yet; never more, and never altered."""
     lost, home = ITEMS[:1] + ITEMS[2:], ITEMS[:1] + ITEMS[2:]
     assert broken(replace(DEPLOY, missing=1), items=lost, facts=home) == []
-    assert len(broken(replace(DEPLOY, missing=1), items=ITEMS[2:], facts=ITEMS[2:])) == 1
+    assert len(broken(replace(DEPLOY, missing=1), items=ITEMS[2:], facts=ITEMS[2:])) == 2
     assert len(broken(replace(DEPLOY, missing=1), items=changed(text="You said"))) == 1
-    assert len(broken(replace(DEPLOY, missing=1), codes=(1000,), created=1, items=lost, facts=home)) == 1
+    assert len(broken(replace(DEPLOY, missing=1), codes=(1000,), created=1, items=lost, facts=home)) == 2
 
 
 def test_only_a_backends_item_may_be_unseen_where_the_drill_gives_a_reason():
@@ -119,6 +119,39 @@ def test_answers_that_are_late_where_nothing_delays_them_are_named():
     assert broken(allowed) == []
     assert broken(allowed, waits=(0.5, 1.1)) == ["1 answers were late or broken off: 1.10 s in call 1"]
     assert broken(allowed, gaps=(0.31,)) == ["1 answers were late or broken off: a gap of 0.31 s in call 1"]
+
+
+@pytest.mark.parametrize(
+    ("receipt", "items", "allowed", "what"),
+    [
+        ("applied", ["m1-0"], DEPLOY, []),
+        ("applied", [], DEPLOY, ["1 told applied and not in the conversation: m1-0"]),
+        ("applied", ["m1-0", "m1-0"], DEPLOY, ["1 repeated in a conversation: m1-0"]),
+        ("expired", [], DEPLOY, ["1 answered 2xx and then refused: m1-0 (expired: None)"]),
+        ("expired", [], replace(DEPLOY, expiry=True), []),
+        (
+            "expired",
+            ["m1-0"],
+            replace(DEPLOY, expiry=True),
+            ["1 told refused and in the conversation: m1-0 (expired: None)"],
+        ),
+    ],
+    ids=["kept", "lost", "twice", "expired", "expired for a reason", "expired and there"],
+)
+def test_a_message_is_where_its_receipt_says(receipt, items, allowed, what):
+    """In the session that goes on, whatever became of the ones before."""
+    verdict = Verdict(0, 0, {})
+    message = Message("m1-0", 1, "backend", 0, 7, True, receipt, None, None, "near")
+    judge_messages(verdict, [message], {1: [Item(each, 7) for each in items]}, {"200": 1}, allowed)
+    assert verdict.broken == what
+
+
+def test_a_dishonest_answer_is_named():
+    """A node that goes may cut a connection, but not say that there is no such call."""
+    verdict = Verdict(0, 0, {})
+    answers = {"200": 1, "503 bus_busy": 2, "broken (ClientOSError)": 3, "404 call_not_found": 4}
+    judge_messages(verdict, [], {}, answers, DEPLOY)
+    assert verdict.broken == ["1 kinds of dishonest answers: 4× 404 call_not_found"]
 
 
 def test_a_percentile_is_one_of_the_values():

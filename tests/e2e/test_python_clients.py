@@ -291,7 +291,7 @@ async def test_agents_attached_to_a_call_talks_and_leaves_it_as_it_is(nodes: Nod
 
 
 @asynccontextmanager
-async def fleet(nodes: Nodes) -> AsyncIterator[tuple[Front, Node, str, str]]:
+async def deployment(nodes: Nodes) -> AsyncIterator[tuple[Front, Node, str, str]]:
     """Two nodes behind one address, the first to be chosen, and a client secret of the second's with its call's id."""
     async with nodes.node("a", **REDIALS | {"DRAIN_SECONDS": "20"}) as first:
         second = await nodes.add("b", **REDIALS)
@@ -316,7 +316,7 @@ async def ask(rt: AsyncRealtimeConnection, words: str) -> None:
 async def test_openai_goes_on_with_its_call(nodes: Nodes, trouble: str):
     """With ``on_reconnecting`` the iterator goes on as if nothing had been but another session.created."""
     asked, kinds = 0, []
-    async with fleet(nodes) as (front, first, key, _):
+    async with deployment(nodes) as (front, first, key, _):
         client = AsyncOpenAI(api_key=key, base_url=f"{front.url}/v1")
         async with asyncio.timeout(15), client, client.realtime.connect(model="sim", on_reconnecting=go_on) as rt:
             async for event in rt:
@@ -348,7 +348,7 @@ async def test_openai_goes_on_with_its_call(nodes: Nodes, trouble: str):
 async def test_openai_that_did_not_opt_in_is_told_and_goes_on_with_a_new_connection(nodes: Nodes):
     """1012 is an exception of the iterator's; the same secret opens the same call on the node that is ready."""
     async with (
-        fleet(nodes) as (front, first, key, call_id),
+        deployment(nodes) as (front, first, key, call_id),
         AsyncOpenAI(api_key=key, base_url=f"{front.url}/v1") as client,
     ):
         async with client.realtime.connect(model="sim") as rt:
@@ -371,7 +371,7 @@ async def test_openai_that_did_not_opt_in_is_told_and_goes_on_with_a_new_connect
 async def test_agents_do_not_reconnect_and_a_new_session_goes_on_with_the_call(nodes: Nodes):
     """The session's iterator raises; another session with the same secret has the model with all that was said."""
     agent = RealtimeAgent(name="agent", instructions="Be brief.", tools=[get_weather])
-    async with fleet(nodes) as (front, first, key, _):
+    async with deployment(nodes) as (front, first, key, _):
         config: Any = {"api_key": key, "url": f"{front.url.replace('http', 'ws', 1)}/v1/realtime?model=sim"}
         async with await RealtimeRunner(agent).run(model_config=config) as session:
             await session.send_message("My name is Ada.")
@@ -390,3 +390,55 @@ async def test_agents_do_not_reconnect_and_a_new_session_goes_on_with_the_call(n
     assert known(new)[: len(known(old))] == known(old)
     updates = [each["session"] for each in new["events"] if each["type"] == "session.update"]
     assert [each["instructions"] for each in updates if "instructions" in each] == ["Be brief."], "it is so already"
+
+
+async def test_agents_do_not_notice_that_another_model_answers(nodes: Nodes):
+    """Their gate of responses waits for every response to end: the one that is cut off does, and the next is heard."""
+    agent = RealtimeAgent(name="agent", instructions="Be brief.")
+    node = await nodes.add(**REDIALS)
+    config: Any = {"api_key": token("call"), "url": f"{node.url.replace('http', 'ws', 1)}/v1/realtime?model=sim"}
+    async with await RealtimeRunner(agent).run(model_config=config) as session:
+        await session.send_message("Please talk for 10 seconds.")
+        await agents_until(session, "audio")
+        for connection in list(nodes.model._connections):
+            connection.abort()
+        await agents_until(session, "agent_end")
+        await agents_until(session, "agent_end")
+        await session.send_message("And now?")
+        await agents_until(session, "agent_end")
+    _, new = await sessions(nodes)
+    words = [(role, text) for _, role, text in known(new)]
+    assert [text for role, text in words if role == "user"] == ["Please talk for 10 seconds.", "And now?"]
+    assert words[-1][1].startswith("You said: And now?")
+    assert new["sent"].get("error", 0) == 0
+
+
+async def test_a_side_leg_that_opted_in_attaches_through_another_node(nodes: Nodes):
+    """The call, which is on that node, has noticed nothing."""
+    async with deployment(nodes) as (front, first, key, call_id):
+        client = await nodes.connect(await nodes.add("c", **REDIALS), headers={"Authorization": f"Bearer {key}"})
+        sdk = AsyncOpenAI(api_key=token("control"), base_url=f"{front.url}/v1")
+        async with asyncio.timeout(10), sdk, sdk.realtime.connect(call_id=call_id, on_reconnecting=go_on) as rt:
+            attached = 0
+            async for event in rt:
+                if event.type == "session.created":
+                    attached += 1
+                    if attached == 2:
+                        await ask(rt, "Do you hear me?")
+                    else:
+                        first.drain()
+                elif event.type == "response.done":
+                    break
+        assert attached == 2
+        await client.close()
+
+
+def test_the_documentation_shows_lines_that_run_here():
+    """What people copy must be what was seen to work."""
+    root = Path(__file__).parent.parent
+    sources = [Path(__file__), root / "clients" / "openai_ws.mjs"]
+    run = {line.strip() for source in sources for line in source.read_text().splitlines()}
+    blocks = (root.parent / "docs" / "sdks.md").read_text().split("```")[1::2]
+    shown = [line.strip() for block in blocks for line in block.splitlines()[1:]]
+    assert len(shown) > 5
+    assert [line for line in shown if not any(line in each for each in run)] == []

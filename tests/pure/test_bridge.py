@@ -23,12 +23,17 @@ def playing(phase: Phase = Phase.OPEN, **rules: Any) -> Bridge:
     """A bridge in a phase, its clients and model silent so far."""
     ids = count(1)
     bridge = Bridge(Rules(**rules), lambda: f"event_{next(ids)}")
-    if phase in {Phase.ANNOUNCING, Phase.OPEN}:
+    if phase not in {Phase.DIALLING, Phase.ENDED}:
         bridge.on_model_opened(None, NOW)
-    if phase is Phase.OPEN:
+    if phase not in {Phase.DIALLING, Phase.ANNOUNCING, Phase.ENDED}:
         bridge.on_announced((), NOW, WALL)
+    if phase in {Phase.AWAY, Phase.ALONE}:
+        bridge.on_client_lost()
+    if phase in {Phase.REDIALLING, Phase.ALONE}:
+        bridge.on_model_lost(NOW)
     if phase is Phase.ENDED:
         bridge.on_ended()
+    assert bridge.phase is phase
     return bridge
 
 
@@ -63,6 +68,9 @@ def test_a_step_that_the_table_does_not_have_raises(phase, step):
     act = {
         Step.MODEL_OPENED: lambda: bridge.on_model_opened(None, NOW),
         Step.ANNOUNCED: lambda: bridge.on_announced((), NOW, WALL),
+        Step.MODEL_LOST: lambda: bridge.on_model_lost(NOW),
+        Step.CLIENT_LOST: bridge.on_client_lost,
+        Step.CLIENT_BACK: lambda: bridge.on_client_back(Rules(), (), NOW, WALL),
         Step.ENDED: bridge.on_ended,
     }[step]
     if step in TRANSITIONS[phase]:
@@ -255,9 +263,9 @@ def test_a_voice_clients_binary_frame_is_audio():
     bridge = playing(Phase.DIALLING, binary_client=True)
     bridge.on_client_binary(b"\x00\x01")
     bridge.on_client_text(event("response.create"), NOW)
-    audio, response, _ = bridge.on_model_opened(None, NOW)
-    assert json.loads(audio.payload) == {"type": "input_audio_buffer.append", "audio": "AAE="}
-    assert json.loads(response.payload)["type"] == "response.create"
+    audio, response = sent(bridge.on_model_opened(None, NOW), MODEL)
+    assert audio == {"type": "input_audio_buffer.append", "audio": "AAE="}
+    assert response["type"] == "response.create"
 
 
 @pytest.mark.parametrize("phase", [Phase.DIALLING, Phase.OPEN], ids=["dialling", "open"])

@@ -290,6 +290,7 @@ ANSWERED_HERE = [
     "input_audio_buffer.clear",
     "response.cancel",
     "response.create",
+    "conversation.item.create",
     "conversation.item.retrieve",
     "conversation.item.delete",
     "conversation.item.truncate",
@@ -307,11 +308,10 @@ def test_an_event_without_an_id_has_one_on_the_model_leg_which_is_taken_away_aga
     assert to_client == {"type": "error", "event_id": "s", "error": {**error, "event_id": None}}
 
 
-@pytest.mark.parametrize("kind", ["conversation.item.create", "something.new"])
-def test_an_event_without_an_id_has_none_where_its_answer_does_not_matter(talk, kind):
+def test_an_event_without_an_id_has_none_where_its_answer_does_not_matter(talk):
     """The less is changed the better."""
-    (to_model,), _ = talk.client(kind, x=1)
-    assert to_model == {"type": kind, "x": 1}
+    (to_model,), _ = talk.client("something.new", x=1)
+    assert to_model == {"type": "something.new", "x": 1}
 
 
 def test_an_event_id_that_comes_twice_counts_twice(talk):

@@ -239,7 +239,7 @@ class Walk:
             self._carry(("up", model.leg), partial(model.take, json.loads(event)))
 
     def _look(self, rebuild: Rebuild, model: MortalModel, since: float) -> None:
-        """As ``relay.modelside``: a leg takes over when it has everything; at a quiet moment, or in a pause if it is late."""
+        """As ``relay.modelside``: with everything told, at a quiet moment; in any pause if it is late."""
         if self.rebuild is not rebuild:
             return
         is_lost = self.model.is_dead

@@ -43,9 +43,9 @@ class Turn:
     hears: float | None = None  # how much of the answer is listened to before the next turn begins; None: all
 
 
-def spoken_turns(chance: random.Random, count: int) -> list[Turn]:
-    """Return turns of one to three seconds with pauses between."""
-    return [Turn(round(chance.uniform(1, 3), 2), round(chance.uniform(0.3, 1), 2)) for _ in range(count)]
+def spoken_turns(chance: random.Random, count: int, seconds: tuple[float, float] = (1, 3)) -> list[Turn]:
+    """Return turns of one to three seconds, or so many, with pauses between."""
+    return [Turn(round(chance.uniform(*seconds), 2), round(chance.uniform(0.3, 1), 2)) for _ in range(count)]
 
 
 class Talker:
