@@ -169,7 +169,7 @@ class Bridge:
         if self.phase is Phase.ENDED:
             return []
         if self._held_for_model is not None:
-            return self._wait_for_model(message)
+            return self._wait(message, self._held_for_model)
         if realtime.is_whole_append(message):
             return self._on_append(message)
         try:
@@ -191,7 +191,8 @@ class Bridge:
             return []
         if self.rules.binary_client:
             append = realtime.append_event(message)
-            return self._wait_for_model(append) if self._held_for_model is not None else self._on_append(append)
+            hold = self._held_for_model
+            return self._wait(append, hold) if hold is not None else self._on_append(append)
         text = "This path takes JSON events in text frames; raw PCM in binary frames is for /voice."
         error = realtime.error_event(self._event_ids(), "invalid_request_error", "unsupported_data", text)
         return [End(ended(Why.CLIENT_BINARY, "binary frames are for /voice"), error)]
@@ -201,11 +202,8 @@ class Bridge:
         sound: list[Action] = [Sound(message)] if self.heard else []
         return [Send(Side.MODEL, message), *sound]
 
-    def _wait_for_model(self, message: bytes) -> list[Action]:
+    def _wait(self, message: bytes, hold: Hold) -> list[Action]:
         """Hold a message as it came: it is read when there is a model leg for it."""
-        hold = self._held_for_model
-        if hold is None:
-            raise AssertionError("there is a model leg")
         hold.put(Send(Side.MODEL, message))
         return [Pause(Side.CLIENT)] if hold.full else []
 

@@ -269,6 +269,8 @@ class Conversation:
         is_answer = event.get("type") == "session.updated" and not self.view.is_opening
         is_own = is_answer and self._gate.flights.is_own("session.updated")
         settled = self._gate.on_answer("session.updated") if is_answer else []
+        if is_own and self.view.missing(session) is not None:
+            self.view.give_up_transcription()  # the model takes it and does not do it
         passed = None if is_own else self.view.on_session(message, event, session)
         log = [] if is_own else self._logged(message)
         return passed, [*log, *notes, *settled, *self.client.switch_on_transcription(session, now)]

@@ -23,13 +23,6 @@ from tests.drills.callers import APPEND_HEAD, STAMP_LETTERS, read_stamp
 from tests.drills.orders import obey
 
 _HEAD_LETTERS = 64  # of an event, in which its type stands
-_TROUBLES: list[dict[str, Any]] = [
-    {"reset": True},
-    {"close": 1011},
-    {"stall": True},
-    {"refuse": 503},
-    {"refuse": 429},
-]
 
 
 @dataclass(slots=True)
@@ -155,12 +148,14 @@ class Model:
         """Return what the last session of each call knows."""
         return {call: record.detail()["items"] for call, record in self._records.items()}
 
-    def trouble(self, seed: int, first: int, count: int, after: tuple[float, float]) -> None:
+    def trouble(
+        self, kinds: list[dict[str, Any]], seed: int, first: int, count: int, after: tuple[float, float]
+    ) -> None:
         """Let the next connections go wrong: some time after they were opened, or, but for the first, at once."""
         chance = random.Random(seed)
+        opened = [each for each in kinds if "refuse" not in each]
         for place in range(count):
-            kinds = _TROUBLES if place >= first else [each for each in _TROUBLES if "refuse" not in each]
-            fault: dict[str, Any] = chance.choice(kinds)
+            fault = chance.choice(kinds if place >= first else opened)
             later = {} if "refuse" in fault else {"after": round(chance.uniform(*after), 2)}
             self._simulator.control.add_fault(Fault(**fault, **later))
 

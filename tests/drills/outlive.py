@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import aiohttp
 
+from ops.simulator.ledger import MAX_TEXT
 from relay.demo import declare_settled
 from tests.drills.fleet import Fleet, Node, Placement
 from tests.drills.homes import Home, Standalone, binary_of, version_of
 from tests.drills.report import Survived
 from tests.drills.survival import Call, Session, Survival, judge_calls, judge_messages
 from tests.drills.talk import Person
-from tests.drills.upheavals import PREFIX, Extent, Scene, Upheaval
+from tests.drills.upheavals import PREFIX, TROUBLES, Extent, Scene, Upheaval
 from tests.drills.verdict import Item, Message, Verdict
 
 _LEAVE_SECONDS: Final = 30.0  # at most, to bring a turn to its end
@@ -76,7 +77,7 @@ class _Drill:
         await load.ask("nodes", nodes=self._fleet.described())
         if extent.trouble_after is not None:
             trouble = {"first": extent.calls, "count": _TROUBLES, "after": extent.trouble_after}
-            await self._fleet.model.ask("trouble", seed=self._seed, **trouble)
+            await self._fleet.model.ask("trouble", kinds=TROUBLES, seed=self._seed, **trouble)
         await self._open_more(extent.calls, [node.name for node in self._fleet.nodes])
         if extent.messages_per_second:
             token = self._fleet.token("control", "read")
@@ -182,8 +183,13 @@ def _call(
         waits=tuple(talk["waits"]),
         gaps=tuple(talk["gaps"]),
         unanswered=talk["unanswered"],
-        view=talk["items"],
+        view=_cut(talk["items"]),
         sessions=tuple(Session(**each) for each in sessions),
         items=items,
-        facts=facts,
+        facts=_cut(facts),
     )
+
+
+def _cut(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Texts as far as the simulator keeps them of sessions that ended."""
+    return [item | {"text": (item.get("text") or "")[:MAX_TEXT]} for item in items]

@@ -15,6 +15,7 @@ import aiohttp
 from fanout.core.keys import Keys
 from tests.drills.faults import BROKEN
 from tests.drills.fleet import TENANT, Fleet, Node
+from tests.drills.holding import Holder, was_told
 from tests.drills.survival import Allowed
 from tests.drills.verdict import Verdict
 
@@ -41,14 +42,14 @@ class Scene:
         calls = await self.fleet.load.ask("calls")
         return {int(number): (call["id"], call["node"]) for number, call in calls.items()}
 
-    async def wait_until(self, condition: Callable[[], Awaitable[bool]], seconds: float) -> float | None:
-        """Until it holds; returns how many seconds that took, None if it did not in so many."""
-        began = time.monotonic()
+    async def wait_until(self, condition: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+        """Until it holds, or for so long; returns whether it does."""
+        until = time.monotonic() + seconds
         while not await condition():
-            if time.monotonic() - began > seconds:
-                return None
+            if time.monotonic() > until:
+                return False
             await asyncio.sleep(_POLL_SECONDS)
-        return time.monotonic() - began
+        return True
 
     async def live_calls(self, node: Node) -> int:
         """Return how many calls a node has, as it says itself."""
@@ -114,11 +115,15 @@ async def owner_killed(scene: Scene) -> None:
 
 async def owner_frozen(scene: Scene) -> None:
     """SIGSTOP for a node; its calls go on elsewhere, and then it wakes up."""
-    node = scene.fleet.nodes[0]
+    node, other = scene.fleet.nodes[0], scene.fleet.nodes[-1]
+    holder = Holder(scene.http, scene.fleet.token("mint"))
+    await holder.call(node.url)
     numbers = {number: call_id for number, (call_id, at) in (await scene.nodes_of_calls()).items() if at == node.name}
     node.process.freeze()
     frozen_at = time.monotonic()
-    await asyncio.sleep(scene.extent.seconds)
+    await asyncio.sleep(scene.extent.seconds / 2)
+    await holder.resume(other.url)
+    await asyncio.sleep(scene.extent.seconds / 2)
     moved = await scene.nodes_of_calls()
     stayed = [f"call {number}" for number in numbers if moved[number][1] in {"", node.name}]
     scene.verdict.blame("calls of a frozen node did not go on elsewhere", stayed)
@@ -126,17 +131,21 @@ async def owner_frozen(scene: Scene) -> None:
     node.process.thaw()
     woken_at = time.monotonic()
 
+    held_seconds, code = await holder.wait_old_closed(_WATCHED_SECONDS)
+    if held_seconds > _LEGS_SECONDS or not was_told(code):
+        scene.verdict.blame("clients were not told that they were replaced", [f"{code} after {held_seconds:.2f} s"])
+
     async def has_let_go() -> bool:
         left = await scene.open_sessions(frozen_at)
         return not any(left[number] for number in numbers) and await scene.live_calls(node) == 0
 
-    seconds = await scene.wait_until(has_let_go, _WATCHED_SECONDS)
-    scene.figures["legs closed after, s:"] = seconds or _WATCHED_SECONDS
-    if seconds is None or seconds > _LEGS_SECONDS:
-        took = f"more than {_WATCHED_SECONDS:g} s" if seconds is None else f"{seconds:.2f} s"
-        scene.verdict.blame("nodes held on to calls that they had lost", [f"{node.name}: {took}"])
+    is_let_go = await scene.wait_until(has_let_go, _WATCHED_SECONDS)
+    seconds = scene.figures["legs closed after, s:"] = time.monotonic() - woken_at
+    if not is_let_go or seconds > _LEGS_SECONDS:
+        scene.verdict.blame("nodes held on to calls that they had lost", [f"{node.name}: {seconds:.2f} s"])
     await asyncio.sleep(max(0.0, woken_at + _WATCHED_SECONDS - time.monotonic()))
     after = {number: await scene.claim(call_id) for number, call_id in numbers.items()}
+    await holder.hang_up()
     changed = [f"call {each}: {before[each]}, then {after[each]}" for each in numbers if before[each] != after[each]]
     scene.verdict.blame("calls were written by a node that had lost them", changed)
 
@@ -188,6 +197,14 @@ def settling_seconds(env: Mapping[str, str]) -> float:
     return float(env.get("RELAY_BUS_NODE_TTL_SECONDS", "8")) + 5.0
 
 
+# What happens to the model's connections: by chance, one after the other.
+TROUBLES: Final[tuple[dict[str, Any], ...]] = (
+    {"reset": True},
+    {"close": 1011},
+    {"stall": True},
+    {"refuse": 503},
+    {"refuse": 429},
+)
 _QUICK_BUS: Final = {
     "RELAY_BUS_SILENCE_SECONDS": "1.5",
     "RELAY_BUS_NODE_TTL_SECONDS": "3",
@@ -261,7 +278,7 @@ UPHEAVALS: Final = (
             messages_per_second=0,
             env={"RELAY_ROLL_OVER_SECONDS": "2"},
             session_seconds=5,
-            turns=6,
+            turns=4,
             sessions=(3, 100),
         ),
     ),
@@ -269,7 +286,7 @@ UPHEAVALS: Final = (
         "upstream",
         upstream_fails,
         Allowed(unanswered=True),
-        Extent(20, 120, env=_PINGS, trouble_after=(2, 8), sessions=(10, 200)),
+        Extent(20, 120, env=_PINGS, trouble_after=(2, 8), sessions=(8, 200)),
         _short(6, 6, env=_QUICK_PINGS, trouble_after=(1, 3), sessions=(2, 200)),
     ),
     Upheaval(

@@ -287,7 +287,7 @@ async def test_agents_attached_to_a_call_talks_and_leaves_it_as_it_is(nodes: Nod
         assert (await until(client, "response.done"))[-1].response.status == "completed"
 
 
-# -- what outlives a deploy and a change of networks (docs/sdks.md shows these lines) -----------------------------------
+# -- what outlives a deploy and a change of networks (docs/sdks.md shows these lines) ----------------------------------
 
 
 @asynccontextmanager

@@ -959,3 +959,14 @@ def test_a_call_whose_session_is_not_known_is_told_without_settings():
 def test_the_anchor_ids_cannot_be_too_long():
     """Of however many legs."""
     assert len(f"{rebuild.ANCHOR}{10**9}_{10**6}") <= 32
+
+
+def test_settings_are_no_item_that_is_skipped():
+    """The count is of what the model no longer knows of the conversation."""
+    rebuild = Rebuild(memory := Memory(), lambda: "r.1", 1, 10.0)
+    memory.on_session({"type": "realtime", "instructions": "Hi"})
+    memory.on_item({"id": "x" * 33, "type": "message", "role": "user"}, 0.0)
+    rebuild.start(0.0)
+    rebuild.on_tick(10.0)
+    assert [code for _, code in rebuild.skipped] == ["timeout", "string_above_max_length"]
+    assert rebuild.items_skipped == 1

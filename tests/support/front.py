@@ -27,7 +27,7 @@ class Front:
         """Listen for the length of the block."""
         front = cls(doors)
         server = await asyncio.start_server(front._pass_on, "127.0.0.1", 0)
-        front.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        front.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield front
         finally:
