@@ -77,7 +77,8 @@ class _NoBus:
 
 def make_services(settings: Settings) -> Services:
     """What the sessions share; ``settings`` are a node's, with the longest message raised."""
-    return Services(settings, cast(Any, _NoModel()), cast(Any, _NoBus()), Tally(), time.time, Pulse(asyncio.get_running_loop()))
+    pulse = Pulse(asyncio.get_running_loop())
+    return Services(settings, cast(Any, _NoModel()), cast(Any, _NoBus()), Tally(), time.time, pulse)
 
 
 def make_settings() -> Settings:

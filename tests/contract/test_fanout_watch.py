@@ -25,35 +25,23 @@ from fanout import (
 )
 from fanout.core.keys import CallKeys, Keys
 from fanout.core.records import pack_tombstone
-from tests.contract.test_fanout_bus import KINDS
-from tests.support.bus import RedisBus, Session, eventually, live, taken
-from tests.support.redis_server import RedisServer, find_binary
+from tests.support.bus import Bus, RedisBus, Session, eventually, live, taken
+from tests.support.kinds import KINDS, settled
 from tests.support.redis_sets import ClusterSet, SentinelSet
 
 LEASES: dict[str, Any] = {"renew_seconds": 0.1, "lease_seconds": 1.2}  # short enough to see one run out
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if kind != "memory"])
-def servers(request: pytest.FixtureRequest) -> Iterator[RedisBus]:
-    bus = KINDS[request.param]()
-    assert isinstance(bus, RedisBus)
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
+def servers(request: pytest.FixtureRequest) -> Iterator[Bus]:
+    with settled(request.param) as bus:
+        yield bus
 
 
 @pytest.fixture
-def bus(servers: RedisBus) -> Iterator[RedisBus]:
-    yield servers
-    servers.clean()
-
-
-@pytest.fixture
-def one_server() -> Iterator[RedisBus]:
-    bus = RedisBus(RedisServer(find_binary()).start())
-    asyncio.run(bus.settle())
-    yield bus
-    bus.stop()
+def one_server() -> Iterator[Bus]:
+    with settled("redis") as bus:
+        yield bus
 
 
 class Reader:

@@ -8,7 +8,7 @@ import aiohttp
 
 _MODEL: Final = "held"  # no call that the drills' model takes for a talker's
 _ANSWER_SECONDS: Final = 5.0
-_REPLACED: Final = 4009
+REPLACED: Final = 4009  # the close code that tells a client that its call goes on elsewhere
 
 
 class Holder:
@@ -53,8 +53,3 @@ class Holder:
             socket = await self._http.ws_connect(f"{url}/v1/realtime?model={_MODEL}", headers=headers, max_msg_size=0)
             await socket.receive()  # session.created
         return socket
-
-
-def was_told(code: int | None) -> bool:
-    """Whether a client with this close code knows that its call goes on elsewhere."""
-    return code == _REPLACED

@@ -15,7 +15,7 @@ import aiohttp
 from fanout.core.keys import Keys
 from tests.drills.faults import BROKEN
 from tests.drills.fleet import TENANT, Fleet, Node
-from tests.drills.holding import Holder, was_told
+from tests.drills.holding import REPLACED, Holder
 from tests.drills.survival import Allowed
 from tests.drills.verdict import Verdict
 
@@ -132,7 +132,7 @@ async def owner_frozen(scene: Scene) -> None:
     woken_at = time.monotonic()
 
     held_seconds, code = await holder.wait_old_closed(_WATCHED_SECONDS)
-    if held_seconds > _LEGS_SECONDS or not was_told(code):
+    if held_seconds > _LEGS_SECONDS or code != REPLACED:
         scene.verdict.blame("clients were not told that they were replaced", [f"{code} after {held_seconds:.2f} s"])
 
     async def has_let_go() -> bool:

@@ -322,7 +322,7 @@ def test_sound_that_waits_is_let_go_when_the_last_listener_is_gone():
 
 
 def test_facts_are_written_together_at_moments_that_all_calls_share():
-    """Many calls in one go cost half; a node may die at any time, so not much later. A transcript grows all the time."""
+    """Many calls in one go cost half; a node may die at any time, so not much later. A transcript grows fast."""
     owner = Owner(is_watched=False, facts_seconds=1.0, facts_grid_seconds=0.25)
     owner.note("item.1", b"h")
     assert owner.due() == 0.25

@@ -498,6 +498,16 @@ def test_the_client_and_the_model_know_the_same_conversation(walks):
         assert lost <= walk.gone, lost
 
 
+def test_messages_of_one_kind_keep_their_order(walks):
+    """In the conversation that survives, whatever leg took them first."""
+    for walk in walks:
+        for when in WHEN:
+            wanted = [fate.injection.item_id for fate in walk.fates.values() if fate.injection.when == when]
+            assert [each for each in walk.model.items if each in {*wanted}] == [
+                each for each in wanted if each in walk.model.items
+            ]
+
+
 def test_the_session_is_as_the_client_wanted_it_last(walks):
     """With each of its updates answered once; where it wanted nothing it is the agent's."""
     for walk in walks:

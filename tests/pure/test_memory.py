@@ -337,6 +337,17 @@ def test_an_item_whose_place_is_not_known_stands_at_the_end(reader, after):
     assert reader.order == ["a", "b", "c", "x"]
 
 
+def test_an_answer_without_a_word_makes_room_for_itself(reader):
+    """It is not written yet; what stood in its place must not be found twice."""
+    for item_id in "ab":
+        reader.item(item_id)
+    answer = {"id": "x", "type": "message", "role": "assistant", "status": "in_progress"}
+    reader.note(reader.memory.on_item(answer, WALL, "a"))
+    assert reader.order == ["a", "b"]
+    reader.item("x", role="assistant", status="completed", content=[{"transcript": "hi"}])
+    assert reader.order == ["a", "x", "b"]
+
+
 def test_half_of_a_move_loses_nothing(reader):
     """The writes for it may be cut anywhere: another node finds an item twice at worst, and keeps it once."""
     for item_id in "abcd":

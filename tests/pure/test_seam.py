@@ -303,6 +303,18 @@ def test_a_cut_under_way_is_done_here_when_the_leg_is_lost(call):
     assert [each["type"] for each in sent(actions, Side.CLIENT)] == ["conversation.item.truncated"]
 
 
+def test_an_interruption_cuts_nothing_that_the_leg_has_no_audio_of(call):
+    """The person still hears it; the API would refuse to cut it."""
+    call.begins()
+    call.says("said")
+    call.client("response.cancel")
+    call.lose()
+    call.another()
+    assert [each["type"] for each in sent(call.put_item("i", when="interrupt"), Side.MODEL)] == [
+        "conversation.item.create"
+    ]
+
+
 def test_what_another_leg_says_itself_is_cut_there(call):
     """It has the audio."""
     call.lose()

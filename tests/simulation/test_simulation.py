@@ -6,10 +6,10 @@ Each schedule is a seed: `python -m tests.simulation --seed N --trace` shows wha
 import pytest
 
 from fanout.core import ownership
+from fanout.core.chronicle import Chronicle
 from fanout.core.holds import Holds
 from fanout.core.inbox import Inbox
 from fanout.core.outbox import Outbox
-from fanout.core.chronicle import Chronicle
 from fanout.core.ownership import Ownership
 from fanout.core.phases import Phase
 from fanout.core.scripts import Scripts
