@@ -405,6 +405,26 @@ async def test_speech_is_not_cut_where_one_session_takes_over_from_another(
         await client.close()
 
 
+async def test_the_last_second_of_what_is_being_said_is_said_to_the_next_session_too(nodes: Nodes) -> None:
+    """At the end of a session any pause will do: what the old one heard and nobody committed must not be lost."""
+    await nodes.fault(expire=3)
+    node = await nodes.add(**REDIALS, ROLL_OVER_SECONDS="1.5")
+    client = await live(nodes, node)
+    await client.send_json({"type": "session.update", "session": MANUAL})
+    await event(client, "session.updated")
+    await client.send_json(append(bytes(FRAME)))  # so that there is no turn boundary
+    call = session_of(id_of(client))
+    await until(lambda: call._hands.is_keeping)
+    pcm = b"".join(number.to_bytes(2, "little") * (FRAME // 2) for number in range(1000, 1040))
+    for at in range(0, len(pcm), FRAME):
+        await client.send_json(append(pcm[at : at + FRAME]))
+    await until(lambda: call._services.tally.roll_overs["forced"] == 1)
+    await client.send_json({"type": "input_audio_buffer.commit"})
+    await client.send_json(ASK)
+    assert audio_of(await events_until(client, "response.done")) == pcm
+    await client.close()
+
+
 # What clients that know relay events are told
 
 
