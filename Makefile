@@ -12,7 +12,7 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)
 
-# Every fault at full length, on real processes, under load: about ten minutes.
+# Every fault at full length, on real processes, under load: about twenty minutes.
 drills: $(VENV)/.dev
 	@$(BIN)/python -m tests.drills $(ARGS)
 

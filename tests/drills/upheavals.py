@@ -293,7 +293,8 @@ UPHEAVALS: Final = (
         "rolling-restart",
         rolling_restart,
         Allowed({1012}, recoveries=4),
-        Extent(40, env={"RELAY_DRAIN_SECONDS": "30"}),
+        # A backend waits for each message's end: so many planned are about fifty a second.
+        Extent(40, messages_per_second=65.0, env={"RELAY_DRAIN_SECONDS": "30"}),
         _short(8, 0, env={"RELAY_DRAIN_SECONDS": "30"}),
     ),
     Upheaval("owner-killed", owner_killed, _AWAY, Extent(40, 15), _short(8, 4, env=_QUICK_BUS)),
