@@ -54,6 +54,8 @@ class Hands:
         self._injected: dict[str, tuple[float, bytes | None]] = {}
         self._held: set[Side] = set()  # legs paused by the bridge
         self._kept: deque[bytes] | None = None  # the client's last audio, while another model leg is to take over
+        self._speech: list[bytes] | None = None  # the client's audio since it began to speak, until it is committed
+        self._speech_bytes = 0
         self._alarm: asyncio.TimerHandle | None = None  # when the gate has something to do though nothing happens
         self._is_stopped = False
         self.owned: OwnedCall | None = None
@@ -144,7 +146,8 @@ class Hands:
             return
         sound = self.owned.sound if self._bridge.heard and self.owned is not None else None
         kept = self._kept.append if self._kept is not None else None
-        self._client.leg.feed(self._model.leg, _both(sound, kept))
+        heard = self._hear if self._speech is not None else None
+        self._client.leg.feed(self._model.leg, _both(_both(sound, kept), heard))
         if not self._client.request.binary_audio:
             self._model.leg.feed(self._client.leg, _both(sound, self._client.tap))
 
@@ -153,15 +156,44 @@ class Hands:
         self._kept = deque(maxlen=_KEPT_FRAMES) if keep else None
         self.feed()
 
+    def _hear(self, payload: bytes) -> None:
+        if self._speech is None:
+            return
+        self._speech.append(payload)
+        self._speech_bytes += len(payload)
+        if self._speech_bytes > self._services.settings.hold_bytes:  # longer than anybody speaks at a stretch
+            self._forget_speech()
+
+    def speech(self) -> list[bytes]:
+        """Return what was kept of it, as messages."""
+        return list(self._speech or ())
+
     @property
     def is_keeping(self) -> bool:
-        """Whether it is kept."""
+        """Whether the client's last audio is kept."""
         return self._kept is not None
 
-    def forget_kept(self) -> None:
-        """What was said so far is a turn of its own: only what follows is for the leg that is to come."""
-        if self._kept is not None:
-            self._kept.clear()
+    def on_turn(self, kind: str) -> None:
+        """An event of the model's: it may begin a turn of the client's, or end one.
+
+        What the client says is kept until the model has it as an item, for another leg if this one is lost before. Of
+        the audio that is kept for a leg that is to come only what follows a turn is for it.
+        """
+        match kind.removeprefix("input_audio_buffer."):
+            case "speech_started" if self._speech is None:
+                self._speech, self._speech_bytes = [], 0
+                self.feed()
+            case "speech_stopped" if self._kept is not None:
+                self._kept.clear()
+            case "committed" | "cleared":
+                if self._kept is not None:
+                    self._kept.clear()
+                self._forget_speech()
+
+    def _forget_speech(self) -> None:
+        if self._speech is not None:
+            self._speech = None
+            self.feed()
 
     def kept_audio(self) -> list[bytes]:
         """Return that audio, as messages."""

@@ -82,8 +82,8 @@ class Call(Protocol):
     def keep_audio(self, keep: bool) -> None:
         """Keep the client's last audio, for the leg that is to come, or do so no longer."""
 
-    def kept_audio(self) -> list[bytes]:
-        """Return that audio, as messages."""
+    def kept_audio(self, *, is_lost: bool) -> list[bytes]:
+        """Return that audio, as messages; after a loss what the client was just saying."""
         ...
 
     def end(self, ending: Ending, error: bytes | None = None) -> None:
@@ -284,7 +284,7 @@ class ModelSide:
         self.leg.give(self, self._call.on_model_text)
         self._call.watchdog.forget(old)
         self._begin()
-        self._call.on_model_changed(old, rebuild, [] if is_lost else self._call.kept_audio())
+        self._call.on_model_changed(old, rebuild, self._call.kept_audio(is_lost=is_lost))
         let_go(old, Close(1000, ""), self._settings.close_seconds)
 
     # The end of a leg

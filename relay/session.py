@@ -35,8 +35,6 @@ from relay.watchdog import Watchdog
 
 _BUG: Final = "internal error of the relay"
 _LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
-# After these what the client has said is a turn of its own, or nothing.
-_TURNS: Final = frozenset({f"input_audio_buffer.{what}" for what in ("speech_stopped", "committed", "cleared")})
 
 log = structlog.get_logger("relay")
 
@@ -351,7 +349,8 @@ class Session:
         gone = self._bridge.on_model_lost(self._loop.time())
         self._hands.act(gone.follows)
         before = self._gone
-        self._gone = gone if before is None else gone._replace(turn=gone.turn or before.turn)
+        turn = None if self._hands.speech() else gone.turn  # what is kept is said again
+        self._gone = gone._replace(turn=turn or (before.turn if before is not None else None))
 
     def on_model_changed(self, old: Leg, rebuild: Rebuild, before: list[bytes]) -> None:
         """Another model leg is in use, which has the conversation; ``before`` is audio that it has yet to hear."""
@@ -373,8 +372,7 @@ class Session:
 
     def on_model_text(self, message: bytes) -> None:
         """A text message of the model's that is no plain audio."""
-        if self._hands.is_keeping and realtime.event_type(message) in _TURNS:
-            self._hands.forget_kept()
+        self._hands.on_turn(realtime.event_type(message))
         self._hands.act(self._bridge.on_model_text(message, self._loop.time(), self._services.wall()))
         self.model.on_news()
         if self.model.awaits_session:
@@ -403,9 +401,9 @@ class Session:
         """Keep the client's last audio, for the model leg that is to come, or do so no longer."""
         self._hands.keep_audio(keep)
 
-    def kept_audio(self) -> list[bytes]:
-        """Return that audio, as messages."""
-        return self._hands.kept_audio()
+    def kept_audio(self, *, is_lost: bool) -> list[bytes]:
+        """Return that audio, as messages; after a loss what the client was just saying."""
+        return self._hands.speech() if is_lost else self._hands.kept_audio()
 
     # Both sides
 

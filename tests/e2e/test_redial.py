@@ -425,6 +425,30 @@ async def test_the_last_second_of_what_is_being_said_is_said_to_the_next_session
     await client.close()
 
 
+async def test_what_is_being_said_when_the_model_is_lost_is_said_to_the_next_one(nodes: Nodes) -> None:
+    """A person need not say it again: only its first moment, before the model had noticed, is gone."""
+    node = await nodes.add(**REDIALS)
+    client = await live(nodes, node)
+    pcm = tone(0.8)
+    for at in range(0, 20 * FRAME, FRAME):
+        await client.send_json(append(pcm[at : at + FRAME]))
+    await event(client, "input_audio_buffer.speech_started")
+    for at in range(20 * FRAME, len(pcm), FRAME):
+        await client.send_json(append(pcm[at : at + FRAME]))
+    call = session_of(id_of(client))
+    await until(lambda: len(call._hands.speech()) == 20)
+    lose_model(nodes)
+    await event(client, "input_audio_buffer.cleared")
+    for _ in range(60):
+        await client.send_json(append(bytes(FRAME)))
+    done = await event(client, "response.done")
+    assert (done["response"]["status"], words(done["response"]["output"][0])) == (
+        "completed",
+        "You said 0.4 seconds of speech.",
+    )
+    await client.close()
+
+
 # What clients that know relay events are told
 
 
