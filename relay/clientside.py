@@ -14,7 +14,7 @@ from relay.core.actions import Side
 from relay.core.endings import Ending, Why, client_broke_protocol, client_closed, ended
 from relay.core.frames import Close, Opcode, Violation
 from relay.legs import Leg
-from relay.stale import let_go
+from relay.stale import Nobody, let_go
 from relay.watchdog import Watchdog
 
 _SENT_BYTES: Final = 512 * 1024  # of what was sent last: what a client may have repeated that names what it saw
@@ -221,7 +221,7 @@ class ClientSide:
         self._call.on_failed(error)
 
 
-class Arrival:
+class Arrival(Nobody):
     """A client leg on its way to a call that lives here: what comes before it has arrived is kept."""
 
     def __init__(self, services: Services, request: Request) -> None:
@@ -233,24 +233,6 @@ class Arrival:
         """Raw audio, of a /voice client."""
         if self.request.voice:
             self.early.append(realtime.append_event(payload))
-
-    def on_leg_violation(self, leg: Leg, violation: Violation) -> None:
-        """It was told so."""
-
-    def on_leg_close(self, leg: Leg, close: Close) -> None:
-        """It leaves at once."""
-        leg.close(close)
-        leg.disconnect()
-
-    def on_leg_lost(self, leg: Leg) -> None:
-        """It is gone at once."""
-
-    def on_leg_blocked(self, leg: Leg, blocked: bool) -> None:
-        """Nothing was sent yet."""
-
-    def on_leg_failed(self, leg: Leg, error: Exception) -> None:
-        """Our own bug."""
-        raise error
 
 
 def make_leg(

@@ -7,8 +7,8 @@ from relay.core.frames import Close, Violation
 from relay.legs import Leg
 
 
-class _Nobody:
-    """Owns them: nothing that they say matters any more."""
+class Nobody:
+    """Owns legs of which nothing matters that they say: not any more, or not yet."""
 
     def on_leg_binary(self, leg: Leg, payload: bytes) -> None:
         """Ignored."""
@@ -31,7 +31,7 @@ class _Nobody:
         """Nothing of ours is called."""
 
 
-_NOBODY: Final = _Nobody()
+_NOBODY: Final = Nobody()
 
 
 def let_go(leg: Leg, close: Close, seconds: float) -> None:
