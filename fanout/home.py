@@ -62,6 +62,7 @@ class Home:
         self._clock_offset = 0.0
         self._phase = "unknown"
         self._is_introduced = False
+        self._beating = asyncio.Lock()  # a beat that overtook the last words would leave the node's key behind
         self.store = open_store(name, url, settings, self)
         self.owner = Owner(self.store, self._scripts, boot, clock=clock)
         self.publisher = Publisher(self.store, self._scripts, self._circuit, clock=clock, tasks=tasks)
@@ -149,7 +150,8 @@ class Home:
             runs = [self._scripts.beat(tag, self._boot, self._beat_number) for tag in self._beat_tags()]
             if introduces:
                 runs += [self._scripts.introduce(tag) for tag in partition_tags()]
-            outcomes = await self.store.run(runs)
+            async with self._beating:
+                outcomes = await self.store.run(runs)
             now = loop.time()
             for outcome in outcomes:
                 if isinstance(outcome, RegionUnreachable):
@@ -177,6 +179,7 @@ class Home:
             async with asyncio.timeout(self._settings.close_seconds):
                 while not self.owner.is_idle:  # noqa: ASYNC110 - many things may make it idle
                     await asyncio.sleep(0.01)
+                await self._beating.acquire()  # for good
                 await self.store.run([self._scripts.beat(tag, self._boot, leaves=True) for tag in self._beat_tags()])
         except TimeoutError:
             pass

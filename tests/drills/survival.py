@@ -15,6 +15,7 @@ from tests.drills.verdict import Item, Message, Verdict, is_honest, judge_conver
 from tests.support.hearing import differences
 
 _ONLY_CLIENT: Final = ": only the client has it: "
+_ONLY_WORDS: Final = "(something that was not transcribed)"  # the item was written in time, its words were not
 _ONLY_MODEL: Final = ": only the model has it: "
 GAP_SECONDS: Final = 0.3  # of silence within an answer: what a person takes for a pause
 _HUNG_UP: Final = "hung up"
@@ -169,7 +170,7 @@ def _judge_knowledge(verdict: Verdict, calls: Sequence[Call], allowed: Allowed, 
     for call in calls:
         wrong = differences(call.view, call.items)
         times = len(call.codes) - 1
-        missing = {_id_in(each) for each in wrong if _ONLY_CLIENT in each}
+        missing = {_id_in(each) for each in wrong if _ONLY_CLIENT in each or _ONLY_WORDS in each}
         unseen = {_id_in(each) for each in wrong if _ONLY_MODEL in each}
         unseen &= {str(item["id"]) for item in call.items if item["role"] == "system"}
         found.missing += len(missing)

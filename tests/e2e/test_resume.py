@@ -150,7 +150,7 @@ async def test_a_client_comes_back_to_the_same_model_leg_and_hears_what_it_misse
     key, call_id = await minted(nodes, node)
     client = await connect(nodes, node, key)
     await event(client, "session.created")
-    await client.send_json(say("talk for 2 seconds"))
+    await client.send_json(say("talk for 10 seconds"))
     await client.send_json(ASK)
     await event(client, "response.output_audio.delta")
     client._response.connection.transport.abort()
