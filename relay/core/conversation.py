@@ -418,8 +418,8 @@ _UNDERSTOOD: Final[dict[str, _Understand]] = {
 }
 # An error is its cause's business, and an answer to the relay's own update nobody's: they say themselves who sees them.
 _SELF_LOGGED: Final = frozenset({"error", "session.created", "session.updated"})
-# Those after which it is worth a write that a later owner must know something else beside the items. Not when a response
-# begins: a node that dies just after its end would have left word of one that a client has seen to its end.
+# Those after which it is worth a write that a later owner must know something else beside the items. Not when a
+# response begins: a node that dies just after its end would have left word of one that a client has seen to its end.
 _TELLING: Final = frozenset({"response.done", "input_audio_buffer.committed", "input_audio_buffer.cleared", "error"})
 # Refusals of our own events that only say that somebody else was faster.
 _EXPECTED: Final = frozenset({"response_cancel_not_active", "conversation_already_has_active_response"})
