@@ -15,7 +15,7 @@ from relay.core.endings import Loss, Why, ended, invites_redial, model_closed
 from relay.core.frames import Close, Violation
 from relay.core.rebuild import Rebuild
 from relay.legs import Leg
-from relay.upstream import DialError
+from relay.upstream import DialError, Target
 
 _NEWS_SECONDS: Final = 1.0  # between looks at what is overdue
 
@@ -63,21 +63,15 @@ class Building:
             self.abort()
             raise
 
-    async def _dial(self) -> list[bytes]:
-        services, target = self._services, self._request.target
-        spare = services.spares.take(target) if services.spares is not None else None
-        if spare is not None:
-            self.leg.abandon()
-            self.leg = spare.leg
-            self.leg.give(self, self._on_text)
-            return list(spare.messages)
+    async def _dial(self) -> tuple[bytes, ...]:
         self.leg.give(self, self._on_text)
         try:
-            await services.upstream.dial(target, self.leg)
+            self.leg, early = await open_leg(self._services, self._request.target, self.leg)
         except DialError as error:
             raise BuildFailed(refused(error, self._event_ids())) from error
+        self.leg.give(self, self._on_text)
         self._check()
-        return []
+        return early
 
     def _check(self) -> None:
         if self.rebuild.failed is not None and (self.loss is None or not self.loss.is_final):
@@ -157,6 +151,22 @@ class Building:
         """Our own bug: it ends this call, with a traceback, and no other."""
         log.error("call_failed", call=self._request.call_id, exc_info=error)
         self._lose(Loss(ended(Why.NODE_FAILED, "internal error of the relay"), None, is_final=True))
+
+
+async def open_leg(services: Services, target: Target, leg: Leg) -> tuple[Leg, tuple[bytes, ...]]:
+    """Connect a leg, or take a spare in its place; returns the leg, and what the model has said on it already.
+
+    Whoever calls it must take the leg (``Leg.give``) before it waits for anything.
+
+    Raises:
+        DialError: there is no connection to be had.
+    """
+    spare = services.spares.take(target) if services.spares is not None else None
+    if spare is not None:
+        leg.abandon()
+        return spare
+    await services.upstream.dial(target, leg)
+    return leg, ()
 
 
 def refused(error: DialError, event_id: str) -> Loss:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from relay.building import BuildFailed, Building, refused
+from relay.building import BuildFailed, Building, open_leg, refused
 from relay.call import Request, Services
 from relay.core import realtime
 from relay.core.actions import Side
@@ -143,22 +143,17 @@ class ModelSide:
 
     async def _dial(self) -> bool:
         """Open the first model leg; false if the call ends instead."""
-        spare = self._services.spares.take(self._request.target) if self._services.spares is not None else None
-        if spare is not None:
-            self.leg.abandon()
-            self.leg = spare.leg
-            self.leg.give(self, self._call.on_model_text)
-        else:
-            try:
-                await self._services.upstream.dial(self._request.target, self.leg)
-            except DialError as error:
-                self._end(refused(error, self._event_ids()))
-                return False
+        try:
+            self.leg, early = await open_leg(self._services, self._request.target, self.leg)
+        except DialError as error:
+            self._end(refused(error, self._event_ids()))
+            return False
+        self.leg.give(self, self._call.on_model_text)
         if self._call.is_over:  # while we dialled, or by a frame that came with the handshake
             return False
         self._begin()
         self._call.on_model_opened()
-        for message in spare.messages if spare is not None else ():
+        for message in early:
             self._call.on_model_text(message)
         return True
 

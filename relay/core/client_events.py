@@ -42,7 +42,6 @@ class ClientEvents:
         "_event_ids",
         "_gate",
         "_hidden",
-        "_lost",
         "_memory",
         "_nameless",
         "_transcription_event",
@@ -70,7 +69,6 @@ class ClientEvents:
         self._nameless = 0
         self._transcription_event = ""
         self._again: list[tuple[str, Flight]] = []  # what the model leg did not answer, by event id
-        self._lost: frozenset[str] = frozenset()  # items that the client knows, and no model leg
         self.restored: frozenset[str] = frozenset()
         self.is_rebuilt = False
 
@@ -113,10 +111,9 @@ class ClientEvents:
 
     # Another model leg
 
-    def on_model_gone(self, again: list[tuple[str, Flight]], lost: list[str]) -> None:
-        """The model leg is lost: ``again`` is what it did not answer, ``lost`` what it had begun to say unheard."""
+    def on_model_gone(self, again: list[tuple[str, Flight]]) -> None:
+        """The model leg is lost: ``again`` is what it did not answer."""
         self._again += again
-        self._lost = frozenset(lost)
 
     def say_again(self, now: float) -> list[Action]:
         """Say to another model leg what the one before did not answer."""
@@ -135,9 +132,8 @@ class ClientEvents:
         if event.type != "conversation.item.truncate":
             return False
         item_id = event.text_of("item_id")
-        if item_id in self.restored or item_id in self._lost:
-            return True
-        return self.is_rebuilt and not self._memory.has(item_id)  # of the leg, or the node, before
+        # What it has as text only, and what it never had: of the leg, or the node, before.
+        return item_id in self.restored or (self.is_rebuilt and not self._memory.has(item_id))
 
     # What the events ask for
 

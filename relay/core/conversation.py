@@ -113,9 +113,9 @@ class Conversation:
         cut = self._unfinished.open_items(active) if active is not None else []
         facts = self.memory.on_interrupted(cut)
         facts += [fact for item_id in cut for fact in self._said(item_id)]
-        lost = [item_id for item_id in cut if not self.memory.has(item_id)]
-        for item_id in lost:
-            self._gate.on_deleted(item_id)
+        for item_id in cut:
+            if not self.memory.has(item_id):
+                self._gate.on_deleted(item_id)
         ends = [self._hidden.passed(end, realtime.decode(end)) for end in self._unfinished.close(self._event_ids)]
         closing = [end for end in ends if end is not None]
         turn, self._speech = self._speech, None
@@ -123,7 +123,7 @@ class Conversation:
             closing.append(realtime.encode({"type": "input_audio_buffer.cleared", "event_id": self._event_ids()}))
         self.view.on_model_gone()
         settled, again, silenced = self._gate.on_model_gone(now, is_told=is_told)
-        self.client.on_model_gone(again, lost)
+        self.client.on_model_gone(again)
         self._last_response = active or self._last_response
         logs = [log for event in closing for log in self._logged(event)]
         return Gone(closing, [*logs, *_notes(facts), *settled, *self._clear(silenced), *self.state()], turn, active)

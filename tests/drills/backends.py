@@ -5,7 +5,6 @@ so that it has an order, and that whatever becomes of a node is met by the one p
 """
 
 import asyncio
-import contextlib
 import time
 from typing import Final
 
@@ -29,13 +28,7 @@ class Backend:
 
     async def run(self, first_seconds: float) -> None:
         """Send until told to stop; the message under way is brought to its end."""
-        due = time.monotonic() + first_seconds
-        while not self._desk.stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    await self._desk.stop.wait()
-                    return
-            due = max(due + self._plan.period_seconds, time.monotonic())
+        async for _ in self._desk.beats(first_seconds, self._plan.period_seconds):
             await self._send(self._make())
 
     def _make(self) -> Sending:

@@ -9,7 +9,7 @@ import contextlib
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -79,6 +79,17 @@ class Desk:
     longest_answer_ms: float = 0.0
     stop: asyncio.Event = field(default_factory=asyncio.Event)  # no new messages
 
+    async def beats(self, first_seconds: float, period_seconds: float) -> AsyncIterator[None]:
+        """The moments at which somebody sends, until told to stop; whoever takes longer sends the next one at once."""
+        due = time.monotonic() + first_seconds
+        while not self.stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self.stop.wait()
+                    return
+            due = max(due + period_seconds, time.monotonic())
+            yield
+
     async def request(self, method: str, url: str, body: Any = None) -> tuple[str, dict[str, Any], float]:
         """Make a request; returns the answer's key, its JSON and the seconds after which to try again."""
         began = time.monotonic()
@@ -117,13 +128,7 @@ class Publisher:
 
     async def run(self, first_seconds: float) -> None:
         """Send until told to stop; the message under way is brought to its end."""
-        due = time.monotonic() + first_seconds
-        while not self._desk.stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    await self._desk.stop.wait()
-                    return
-            due = max(due + self._plan.period_seconds, time.monotonic())
+        async for _ in self._desk.beats(first_seconds, self._plan.period_seconds):
             await self._send(self._make())
 
     async def run_until_applied(self) -> None:

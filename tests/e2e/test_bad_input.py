@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from fanout import BusSettings, CallRecord, Fanout, Message, OwnedCall, Status, new_call_id
 from fanout.core.keys import Keys
 from relay.app import Node
-from relay.demo import declare_settled
 from tests.support.fleet import Nodes, bearer, event, system_message, token, until
 from tests.support.redis_server import RedisServer
 
@@ -263,18 +261,6 @@ async def _hset(port: int, key: str, field: str, value: str) -> None:
     writer.write(f"*{len(words)}\r\n".encode() + b"".join(f"${len(w)}\r\n{w}\r\n".encode() for w in words))
     assert await reader.readline() == b":0\r\n"  # it was there
     writer.close()
-
-
-@pytest.fixture
-async def doomed(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, Nodes]]:
-    """Nodes on a Redis that the test may kill."""
-    server = RedisServer().start()
-    try:
-        async with Nodes.running(server.url, tmp_path) as nodes:
-            await declare_settled(server.url, nodes.prefix)
-            yield server, nodes
-    finally:
-        server.stop()
 
 
 async def test_while_redis_is_away_puts_are_503_late_at_first_and_at_once_when_that_is_known(

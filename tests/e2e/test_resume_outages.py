@@ -4,15 +4,12 @@ import asyncio
 import base64
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiohttp
 import pytest
 import redis.asyncio as redis
 
 from relay.app import Node
-from relay.demo import declare_settled
 from tests.e2e.test_drain import id_of, serving, up
 from tests.e2e.test_resume import REDIALS, away, known, live, minted, refused, say, sessions, talk, written
 from tests.support.fleet import Nodes, closed, event, session_of, system_message, until
@@ -20,18 +17,6 @@ from tests.support.redis_server import RedisServer
 
 QUICK = REDIALS | {"BUS_SILENCE_SECONDS": "1.1", "BUS_NODE_TTL_SECONDS": "1.2", "BUS_SOCKET_TIMEOUT": "0.4"}
 CLEAR = {"type": "input_audio_buffer.clear"}
-
-
-@pytest.fixture
-async def doomed(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, Nodes]]:
-    """A Redis to be broken, and nodes on it."""
-    server = RedisServer().start()
-    try:
-        async with Nodes.running(server.url, tmp_path) as nodes:
-            await declare_settled(server.url, nodes.prefix)
-            yield server, nodes
-    finally:
-        await asyncio.to_thread(server.stop)
 
 
 @pytest.mark.parametrize("key_of", ["relay.started", "a client secret with a session"])
