@@ -17,6 +17,8 @@ from tests.support.redis_server import RedisServer, free_port, wait_until
 MASTER_NAME = "relay"
 DOWN_AFTER_MS = 1000
 CLUSTER_NODE_TIMEOUT_MS = 1500
+FAILOVERS = 4
+FAILOVER_SECONDS = 6.0  # a server's own limit for one, and a second
 
 
 class SentinelSet:
@@ -251,19 +253,29 @@ class ClusterSet:
         return primary
 
     def failover(self, tag: str) -> RedisServer:
-        """A planned change of the tag's primary: its replica takes over. Returns the new one once it serves."""
+        """A planned change of the tag's primary: its replica takes over. Returns the new one once it serves.
+
+        The server gives up by itself after five seconds if the others' votes don't come; it is then asked again.
+        """
         old = self.primary_of(tag)
-        identity = old.command("CLUSTER", "MYID")
-        follows = {server.port: server.command("CLUSTER", "NODES") for server in self.servers if server.is_running}
+        wait_until(self.is_whole, what="a whole cluster")
+        replica = self._replica_of(old)
+        for _ in range(FAILOVERS):
+            with suppress(redis.ResponseError):  # refused: it has taken over already
+                replica.command("CLUSTER", "FAILOVER")
+            with suppress(TimeoutError):
+                return self.wait_new_primary(tag, old, within=FAILOVER_SECONDS)
+        raise TimeoutError("a replica that takes over")
+
+    def _replica_of(self, primary: RedisServer) -> RedisServer:
+        identity = primary.command("CLUSTER", "MYID")
         for server in self.servers:
-            if server.is_running and any(
-                "myself" in line and line.split()[3] == identity for line in follows[server.port].splitlines()
-            ):
-                server.command("CLUSTER", "FAILOVER")
-                return self.wait_new_primary(tag, old)
+            lines = server.command("CLUSTER", "NODES").splitlines() if server.is_running else []
+            if any("myself" in line and line.split()[3] == identity for line in lines):
+                return server
         raise RuntimeError("this primary has no replica")
 
-    def wait_new_primary(self, tag: str, old: RedisServer) -> RedisServer:
+    def wait_new_primary(self, tag: str, old: RedisServer, within: float = 15.0) -> RedisServer:
         """Until the cluster names another primary than `old` for a tag, and it serves; returns it."""
         asked = next(server for server in self.servers if server.is_running and server is not old)
         slot = slot_of(tag.encode())
@@ -274,6 +286,7 @@ class ClusterSet:
 
         wait_until(
             lambda: found() is not old and "cluster_state:ok" in found().command("CLUSTER", "INFO"),
+            within=within,
             what="a new primary",
         )
         return found()
