@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Ids of advisories that don't concern this project, each with the reason here.
+HARMLESS :=
 
 .PHONY: demo test drills check bench lock clean
 
@@ -21,6 +23,7 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q -p no:randomly tests/pure/test_architecture.py
+	@$(BIN)/python -m ops.audit $(addprefix --ignore=,$(HARMLESS)) requirements.lock requirements-dev.lock
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m ops.bench $(ARGS)

@@ -3,7 +3,11 @@
 It knows calls, messages and Redis; it never touches a client's or a model's socket, and imports neither relay nor ops.
 """
 
+from fanout.accounts import Accounts
+from fanout.core.accounts import Admission, Report, Revoked, Standing, Terms, UsageFound, UsageRow
 from fanout.errors import (
+    AccountsFull,
+    AccountsSettling,
     BusFull,
     BusTimeout,
     CallEnded,
@@ -39,6 +43,10 @@ from fanout.settings import BusSettings
 from fanout.watcher import Watch
 
 __all__ = [
+    "Accounts",
+    "AccountsFull",
+    "AccountsSettling",
+    "Admission",
     "BusFull",
     "BusSettings",
     "BusTimeout",
@@ -63,9 +71,15 @@ __all__ = [
     "ReaderTooSlow",
     "Receipt",
     "RegionUnreachable",
+    "Report",
     "Reservation",
+    "Revoked",
+    "Standing",
     "Status",
+    "Terms",
     "Tombstone",
+    "UsageFound",
+    "UsageRow",
     "Watch",
     "WatchEnd",
     "home_of",

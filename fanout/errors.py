@@ -108,6 +108,24 @@ class RegionUnreachable(FanoutError):
         self.region = region
 
 
+class AccountsSettling(FanoutError):
+    """The Redis of a tenant's account is new and may lack what lives; in `seconds` nodes will have told it."""
+
+    def __init__(self, region: str, seconds: float) -> None:
+        super().__init__(f"accounts in {region} settle for {seconds:.1f} s")
+        self.region = region
+        self.seconds = seconds
+
+
+class AccountsFull(FanoutError):
+    """A region's list of revoked tokens has as many as it may hold."""
+
+    def __init__(self, region: str, limit: int) -> None:
+        super().__init__(f"{limit} tokens are revoked in {region}")
+        self.region = region
+        self.limit = limit
+
+
 class ReaderTooSlow(FanoutError):
     """Whoever reads a call's events took them slower than they came, and no more are kept for it.
 

@@ -90,6 +90,11 @@ class Home:
         """Whether the last heartbeat was answered."""
         return self._beat_at is not None and not self._circuit.is_failing()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it has failed for so long that nothing new is asked of it for somebody who waits."""
+        return self._circuit.is_open(asyncio.get_running_loop().time())
+
     async def wait_connected(self) -> None:
         """Until they can, and Redis answers."""
         while not (self.is_connected and self.is_answering):

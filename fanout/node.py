@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from fanout.accounts import Accounts
 from fanout.directory import Place, place_of
 from fanout.errors import BusFull, CallNotFound, CallTaken, RegionUnreachable
 from fanout.home import Home, OpenStore
@@ -34,10 +35,13 @@ _TAKES = 3  # claims of a call before somebody else's is left to stand
 class Fanout:
     """Get one from `Fanout.running`."""
 
-    def __init__(self, settings: BusSettings, homes: dict[str, Home], tasks: Tasks) -> None:
+    def __init__(
+        self, settings: BusSettings, homes: dict[str, Home], tasks: Tasks, *, clock: Callable[[], float]
+    ) -> None:
         self._settings = settings
         self._homes = homes
         self._tasks = tasks
+        self.accounts = Accounts(settings, homes, clock=clock)
         self.on_orphan: Callable[[Tombstone], None] | None = None  # told of each call that this node ended for another
         for home in homes.values():
             home.reaper.on_orphan = self._on_orphan
@@ -60,7 +64,7 @@ class Fanout:
                 stores.push_async_callback(home.store.close)
                 homes[name] = home
             try:
-                yield cls(settings, homes, tasks)
+                yield cls(settings, homes, tasks, clock=clock)
             finally:
                 async with asyncio.TaskGroup() as group:
                     for home in homes.values():

@@ -45,6 +45,7 @@ class BusSettings:
     orphans_max: int = 100  # calls in one partition that are looked at at once, in case their node is gone
     endings_max: int = 10_000  # ended calls not yet written: beyond it the oldest is left to its TTL, and counted
 
+    usage_days: int = 92  # that a tenant's usage is kept after its day
     call_ttl_seconds: float = 7200.0  # of a live call's keys, renewed by every sweep
     tombstone_seconds: float = 3600.0  # of the tombstone after a call's end, and of a receipt after the message's
     sweep_seconds: float = 10.0

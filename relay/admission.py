@@ -92,8 +92,34 @@ class Room:
             raise Refused(503, "node_full", text, kind="server_error", retry_after=2)
 
 
-def admit(room: Room, query: Mapping[str, str], default_model: str | None, session_type: str | None = None) -> Wanted:
-    """Decide on a new call; ``session_type`` is what its client secret was made for.
+def choose_agent(claimed: str | None, asked: str | None) -> str:
+    """Return the agent's name: the token's, else the one that the query asks for, else ``default``.
+
+    Raises:
+        Refused: 403 where the token names another one.
+    """
+    if claimed is not None and asked and asked != claimed:
+        text = f"The token is for the agent {claimed!r}."
+        raise Refused(403, "agent_not_allowed", text, kind="permission_error", param="agent")
+    return claimed or asked or "default"
+
+
+def admit(
+    room: Room,
+    query: Mapping[str, str],
+    default_model: str | None,
+    session_type: str | None = None,
+    *,
+    locked: bool = False,
+) -> Wanted:
+    """Decide on a new call.
+
+    Args:
+        room: what the node can still take.
+        query: of the request.
+        default_model: the client secret's, or the agent's.
+        session_type: what its client secret was made for.
+        locked: the client may not have another model than that; SDKs always name one, so it is no error.
 
     Raises:
         Refused: 400 for a query that names no model, 503 where there is no room.
@@ -104,7 +130,9 @@ def admit(room: Room, query: Mapping[str, str], default_model: str | None, sessi
     intent = query.get("intent")
     if intent is None and session_type == "transcription" and "model" not in query:
         return _admitted(room, Wanted(None, session_type))
-    return _admitted(room, Wanted(query.get("model") or default_model, intent))
+    asked = query.get("model")
+    model = default_model or asked if locked else asked or default_model
+    return _admitted(room, Wanted(model, intent))
 
 
 def _admitted(room: Room, wanted: Wanted) -> Wanted:

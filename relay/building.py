@@ -9,13 +9,11 @@ from typing import Final
 
 import structlog
 
-from relay.call import Request, Services
-from relay.core import realtime
 from relay.core.endings import Loss, Why, ended, invites_redial, model_closed
 from relay.core.frames import Close, Violation
 from relay.core.rebuild import Rebuild
+from relay.failover import Failover, NoLeg
 from relay.legs import Leg
-from relay.upstream import DialError, Target
 
 _NEWS_SECONDS: Final = 1.0  # between looks at what is overdue
 
@@ -31,19 +29,23 @@ class BuildFailed(Exception):
 
 
 class Building:
-    """One attempt. ``loss`` is set when it has failed."""
+    """One attempt. ``loss`` is set when it has failed, ``upstream`` once the leg is connected."""
 
-    def __init__(
-        self, services: Services, request: Request, rebuild: Rebuild, leg: Leg, event_ids: Callable[[], str]
-    ) -> None:
-        self._services = services
-        self._request = request
-        self._event_ids = event_ids
+    def __init__(self, failover: Failover, call_id: str, rebuild: Rebuild, make_leg: Callable[[], Leg]) -> None:
+        self._failover = failover
+        self._call_id = call_id
+        self._make_leg = make_leg
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self.rebuild = rebuild
-        self.leg = leg
+        self.leg = make_leg()
+        self.upstream = ""
         self.loss: Loss | None = None
+
+    def _fresh_leg(self) -> Leg:
+        if self.leg.closing:
+            self.leg = self._make_leg()
+        return self.leg
 
     async def run(self) -> None:
         """Until the leg has the conversation. Cancelling it cuts the leg.
@@ -56,6 +58,7 @@ class Building:
             self._say(self.rebuild.start(self._loop.time()))
             for message in early:
                 self._on_text(message)
+            self._check()
             while not self.rebuild.is_ready:
                 await self.wait_news(_NEWS_SECONDS)
                 self._check()
@@ -64,24 +67,20 @@ class Building:
             raise
 
     async def _dial(self) -> tuple[bytes, ...]:
-        self.leg.give(self, self._on_text)
         try:
-            self.leg, early = await open_leg(self._services, self._request.target, self.leg)
-        except DialError as error:
-            raise BuildFailed(refused(error, self._event_ids())) from error
+            self.leg, early, self.upstream, self.loss = await self._failover.open(self._fresh_leg, is_first=False)
+        except NoLeg as error:
+            raise BuildFailed(error.loss) from error
         self.leg.give(self, self._on_text)
-        self._check()
         return early
 
     def _check(self) -> None:
         if self.rebuild.failed is not None and (self.loss is None or not self.loss.is_final):
-            code = self.rebuild.failed
-            text = f"The model refused to go on ({code})."
-            error = realtime.error_event(self._event_ids(), "server_error", code, text)
-            self.loss = Loss(ended(Why.MODEL_REFUSED, text), error, is_final=True)
+            self.loss = self._failover.refusal(self.upstream, self.rebuild.failed)
         if self.rebuild.is_mute:
             self._lose(Loss(ended(Why.MODEL_SILENT, "the model answered nothing")))
         if self.loss is not None:
+            self.loss = self._failover.fail(self.upstream, self.loss)
             raise BuildFailed(self.loss)
 
     def catch_up(self) -> None:
@@ -149,27 +148,5 @@ class Building:
 
     def on_leg_failed(self, leg: Leg, error: Exception) -> None:
         """Our own bug: it ends this call, with a traceback, and no other."""
-        log.error("call_failed", call=self._request.call_id, exc_info=error)
+        log.error("call_failed", call=self._call_id, exc_info=error)
         self._lose(Loss(ended(Why.NODE_FAILED, "internal error of the relay"), None, is_final=True))
-
-
-async def open_leg(services: Services, target: Target, leg: Leg) -> tuple[Leg, tuple[bytes, ...]]:
-    """Connect a leg, or take a spare in its place; returns the leg, and what the model has said on it already.
-
-    Whoever calls it must take the leg (``Leg.give``) before it waits for anything.
-
-    Raises:
-        DialError: there is no connection to be had.
-    """
-    spare = services.spares.take(target) if services.spares is not None else None
-    if spare is not None:
-        leg.abandon()
-        return spare
-    await services.upstream.dial(target, leg)
-    return leg, ()
-
-
-def refused(error: DialError, event_id: str) -> Loss:
-    """What a refused dial means for the call."""
-    told = realtime.error_event(event_id, "server_error", error.code or error.why.label, str(error))
-    return Loss(ended(error.why, str(error)), told, is_final=not error.why.come_back)

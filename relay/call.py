@@ -7,15 +7,23 @@ from typing import Any
 import structlog
 
 from fanout import CallRecord, Fanout, Tombstone
-from relay.config import Agent, Settings
+from relay.accounting import Accounting
+from relay.config import Settings
 from relay.core.actions import Side
 from relay.core.bridge import Rules
 from relay.core.endings import Ending
+from relay.core.locks import Locks
+from relay.gatekeeper import Gatekeeper
 from relay.pulse import Pulse
+from relay.revoked import Revoked
+from relay.rulebook.agents import Agent
+from relay.rulebook.book import Rulebook
+from relay.rulebook.plans import Plan
 from relay.spares import Spares
 from relay.tally import Tally
+from relay.tokens import Claims
 from relay.traffic import Traffic
-from relay.upstream import Target, Upstream
+from relay.upstream import Target, Upstreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +31,15 @@ class Services:
     """What a node's calls share."""
 
     settings: Settings
-    upstream: Upstream
+    upstreams: Upstreams
     bus: Fanout
     tally: Tally
     wall: Callable[[], float]  # seconds since the epoch
     pulse: Pulse
+    rulebook: Callable[[], Rulebook]  # as it is now
+    gate: Gatekeeper
+    accounting: Accounting
+    revoked: Revoked
     spares: Spares | None = None  # where some are kept
 
 
@@ -38,8 +50,12 @@ class Request:
     call_id: str
     tenant: str
     agent: Agent
+    plan: Plan
+    share: float  # of the plan's numbers, this region's
     target: Target
     max_message: int
+    claims: Claims  # of its client's token
+    locks: Locks | None = None  # what its client may not say
     opening: Mapping[str, Any] = field(default_factory=dict)  # session fields that hold before the client says anything
     voice: bool = False  # /voice: the client may send raw PCM
     binary_audio: bool = False
@@ -62,6 +78,7 @@ class Request:
             told_to_clear=self.voice or self.relay_events,
             transcription=self.agent.transcription if is_conversation else None,
             redials=bool(settings.redial_seconds),
+            locks=self.locks,
         )
 
     def record(self, settings: Settings, started_at: float) -> CallRecord:

@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import resource
+import secrets
 import signal
 import socket
 import sys
@@ -47,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     certificate.add_argument(
         "--host", action="append", default=[], help="a name or address beside localhost; repeatable"
     )
-    token = commands.add_parser("token", help="sign a token with RELAY_JWT_SECRET")
+    token = commands.add_parser("token", help="sign a token with RELAY_JWT_SECRET_FILE's first, or RELAY_JWT_SECRET")
     token.add_argument("--tenant", default="dev")
     token.add_argument("--scope", action="append", choices=sorted(SCOPES), help="repeatable; default: call")
     token.add_argument("--seconds", type=int, default=3600, help="how long it is good for")
-    token.add_argument("--agent", default="default")
+    token.add_argument("--agent", help="the agent of its calls (default: whoever has the token may choose)")
+    token.add_argument("--plan", help="the plan that holds (default: the tenant's)")
+    token.add_argument("--jti", help="the id by which it can be revoked (default: a new one)")
     shell.add_commands(commands)
     given = parser.parse_args(arguments)
     try:
@@ -95,6 +98,10 @@ class _Signals:
         self._heard += 1
         self._obey()
 
+    def on_reload(self) -> None:
+        if self._node is not None:  # before that, the files have only just been read
+            self._node.reload()
+
     def lead_to(self, node: Node) -> None:
         self._node = node
         self._obey()
@@ -111,6 +118,7 @@ async def _serve(settings: Settings, ready_file: Path | None) -> int:
     loop, signals = asyncio.get_running_loop(), _Signals()
     loop.add_signal_handler(signal.SIGTERM, signals.on_signal)
     loop.add_signal_handler(signal.SIGINT, signals.on_signal)
+    loop.add_signal_handler(signal.SIGHUP, signals.on_reload)
     async with running(settings) as node:
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it while calls are on the line
@@ -141,9 +149,31 @@ def _cert(folder: Path, hosts: Sequence[str]) -> int:
 
 
 def _token(given: argparse.Namespace) -> int:
-    secret = os.environ.get("RELAY_JWT_SECRET", "").split(",")[0].strip()
-    if not secret:
-        raise ConfigError("RELAY_JWT_SECRET: must be set to sign a token")
-    expires_at = time.time() + given.seconds
-    print(mint(secret, tenant=given.tenant, scope=given.scope or ["call"], expires_at=expires_at, agent=given.agent))
+    issuer, audience = (os.environ.get(f"RELAY_JWT_{name}") or None for name in ("ISSUER", "AUDIENCE"))
+    signed = mint(
+        _first_secret(),
+        tenant=given.tenant,
+        scope=given.scope or ["call"],
+        expires_at=time.time() + given.seconds,
+        issuer=issuer,
+        audience=audience,
+        agent=given.agent,
+        plan=given.plan,
+        jti=given.jti or secrets.token_hex(16),
+    )
+    print(signed)
     return 0
+
+
+def _first_secret() -> str:
+    """The one with which nodes sign, too."""
+    path = os.environ.get("RELAY_JWT_SECRET_FILE")
+    try:
+        listed = Path(path).read_text().splitlines() if path else os.environ.get("RELAY_JWT_SECRET", "").split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"RELAY_JWT_SECRET_FILE: {path}: {reason}") from None
+    found = next(filter(None, map(str.strip, listed)), None)
+    if found is None:
+        raise ConfigError("RELAY_JWT_SECRET: must be set to sign a token (or RELAY_JWT_SECRET_FILE)")
+    return found

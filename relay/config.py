@@ -1,37 +1,45 @@
-"""Configuration: environment variables and one TOML file, parsed once; a bad value names its variable.
+"""Configuration: environment variables, parsed once; a bad value names its variable.
 
-The only module of the package that reads the environment, with the command line's entry points.
+What is in the files that they name is read by ``relay/rulebook``, now and whenever it changes. The only module of the
+package that reads the environment, with the command line's entry points.
 """
 
 import math
 import os
+import re
 import socket
 import ssl
 import string
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Final, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 from fanout import BusSettings
 from fanout.ids import is_region_name, region_of
 from fanout.redis import check_url
 from fanout.regions import read_regions
 from fanout.sealing import read_memory_keys
+from relay.rulebook.agents import Agent
+from relay.rulebook.book import Rulebook
+from relay.rulebook.reading import SECRET_BYTES, SourceError, Sources, read_sources
+from relay.rulebook.upstreams import BEARER, UpstreamConfig, check_key, websocket_url
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-_SECRET_BYTES: Final = 32  # an HS256 key is at least as long as its hash (RFC 7518, section 3.2)
 
 _MINUTE: Final = 60.0
 _PREFIX_LETTERS: Final = frozenset(string.ascii_letters + string.digits + "-_.:")
 _NO_WORDS: Final[tuple[str, ...]] = ()
 _NO_KEYS: Final[Mapping[str, bytes]] = MappingProxyType({})
 _SPARES_MAX: Final = 100  # warm connections of a node: each is a session at the model
-_BEARER: Final[tuple[tuple[str, str], ...]] = (("Authorization", "Bearer {key}"),)
+_OPENAI: Final = "wss://api.openai.com/v1/realtime"
+
+Network = IPv4Network | IPv6Network
+_NO_NETWORKS: Final[tuple[Network, ...]] = ()
 
 T = TypeVar("T")
 
@@ -112,14 +120,6 @@ def _region(text: str) -> str:
     return text
 
 
-def _split(url: str) -> SplitResult:
-    """Split a URL. What is wrong with it is not said: it may carry a password."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        raise ValueError("not a URL") from None
-
-
 def _redis_url(text: str) -> str:
     check_url(text)  # its errors never repeat the URL
     return text
@@ -131,17 +131,41 @@ def _prefix(text: str) -> str:
     return text
 
 
-def _websocket_url(text: str) -> str:
-    parts = _split(text)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError("a WebSocket URL begins with ws:// or wss:// and names a host")
+def _jwks_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError("not a URL") from None
+    if not parts.hostname or parts.scheme != "https" and (parts.scheme != "http" or not _is_loopback(parts.hostname)):
+        raise ValueError("must begin with https:// and name a host (http:// only on this machine)")
     return text
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(part) for part in listed(text))
+
+
+def _policy(text: str) -> Literal["open", "closed"]:
+    if text not in {"open", "closed"}:
+        raise ValueError(f"{text!r} is neither 'open' nor 'closed'")
+    return cast(Literal["open", "closed"], text)
+
+
+def _count_or_none(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(f"{text!r} is not at least 0")
+    return value
 
 
 def _secrets(text: str) -> tuple[str, ...]:
     secrets = listed(text)
-    if any(len(secret.encode()) < _SECRET_BYTES for secret in secrets):
-        raise ValueError(f"a secret must have at least {_SECRET_BYTES} bytes")
+    if any(len(secret.encode()) < SECRET_BYTES for secret in secrets):
+        raise ValueError(f"a secret must have at least {SECRET_BYTES} bytes")
     return secrets
 
 
@@ -162,71 +186,6 @@ def _readable(text: str) -> Path:
     return path
 
 
-_TRANSCRIPTION: Final = MappingProxyType({"model": "gpt-4o-mini-transcribe"})
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """Who answers: the model, and the session that a /voice call begins with."""
-
-    name: str
-    model: str | None = None
-    session: Mapping[str, Any] = field(default_factory=dict)  # body of the session.update
-    transcription: Mapping[str, Any] | None = field(  # of what people say, for the call's memory; None: none
-        default_factory=lambda: dict(_TRANSCRIPTION)
-    )
-
-
-_AGENT_KEYS: Final = {"model", "voice", "instructions", "turn_detection", "transcription", "tools", "session"}
-
-
-def parse_agents(document: Mapping[str, Any]) -> Mapping[str, Agent]:
-    """Read the ``[agents.*]`` tables.
-
-    ``voice``, ``instructions``, ``turn_detection``, ``transcription`` and ``tools`` are put where the Realtime API (GA)
-    has them; ``session`` is laid over that as it stands, for servers whose session has another shape.
-
-    Raises:
-        ConfigError: an unknown key or a wrong type.
-    """
-    tables = document.get("agents", {})
-    if not isinstance(tables, Mapping):
-        raise ConfigError("agents: must be a table")
-    agents = {"default": Agent("default")}
-    for name, table in tables.items():
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"agents.{name}: must be a table")
-        unknown = set(table) - _AGENT_KEYS
-        if unknown:
-            raise ConfigError(f"agents.{name}.{min(unknown)}: unknown; known are {', '.join(sorted(_AGENT_KEYS))}")
-        for key in ("model", "voice", "instructions"):
-            if not isinstance(table.get(key, ""), str):
-                raise ConfigError(f"agents.{name}.{key}: must be a string")
-        if not isinstance(table.get("session", {}), Mapping):
-            raise ConfigError(f"agents.{name}.session: must be a table")
-        transcription = table.get("transcription", _TRANSCRIPTION)
-        if transcription is not False and not isinstance(transcription, Mapping):
-            raise ConfigError(f"agents.{name}.transcription: must be a table, or false")
-        remembered = dict(transcription) if transcription is not False else None
-        agents[name] = Agent(name, table.get("model"), MappingProxyType(_session(table)), remembered)
-    return MappingProxyType(agents)
-
-
-def _session(table: Mapping[str, Any]) -> dict[str, Any]:
-    session: dict[str, Any] = {}
-    if "instructions" in table:
-        session["instructions"] = table["instructions"]
-    if "tools" in table:
-        session["tools"] = table["tools"]
-    audio_in = {key: table[key] for key in ("turn_detection", "transcription") if table.get(key, False) is not False}
-    audio_out = {"voice": table["voice"]} if "voice" in table else {}
-    audio = {key: value for key, value in (("input", audio_in), ("output", audio_out)) if value}
-    if audio:
-        session["audio"] = audio
-    session.update(table.get("session", {}))
-    return {"type": "realtime", **session} if session else {}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that a node is told. Secrets are kept out of ``repr``."""
@@ -239,12 +198,19 @@ class Settings:
     node: str
     regions: Mapping[str, str] = field(repr=False)
     prefix: str
-    agents: Mapping[str, Agent]
-    upstream_url: str = field(repr=False)  # its query may carry a key
-    upstream_headers: tuple[tuple[str, str], ...] = field(repr=False)
-    upstream_model_parameter: str
+    sources: Sources = field(repr=False)  # of the rulebook
+    rulebook: Rulebook = field(repr=False)  # as it was at the start
     upstream_ca: Path | None
-    jwt_secrets: tuple[str, ...] = field(repr=False)
+    jwks_url: str | None = field(repr=False)
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    trusted_proxies: tuple[Network, ...]
+    ip_connections: int  # of one address; 0: no limit
+    ip_starts_per_minute: int  # of one address; 0: no limit
+    handshake_seconds: float
+    lease_seconds: float  # of a place in a plan's concurrent calls, unless it is renewed
+    usage_days: int
+    limits_away: Literal["open", "closed"]  # for new calls of limited plans while Redis is away
     allowed_origins: frozenset[str]
     tls_cert: Path | None
     tls_key: Path | None
@@ -284,9 +250,8 @@ class Settings:
         """
         region = read(env, "RELAY_REGION", _region, "dev")
         redis_url = read(env, "REDIS_URL", _redis_url, "redis://127.0.0.1:6379")
-        path = read(env, "RELAY_CONFIG", _readable, None)
-        key = env.get("RELAY_UPSTREAM_KEY", "") or env.get("OPENAI_API_KEY", "")
-        templates = read(env, "RELAY_UPSTREAM_HEADERS", _headers, _BEARER)
+        regions = read(env, "RELAY_REGIONS", read_regions, {region: redis_url})
+        sources = _sources(env, frozenset(map(region_of, regions)))
         settings = cls(
             host=read(env, "RELAY_HOST", str, "127.0.0.1"),
             port=read(env, "RELAY_PORT", port, 8080),
@@ -294,54 +259,29 @@ class Settings:
             ops_port=read(env, "RELAY_OPS_PORT", port, 9090),
             region=region,
             node=read(env, "RELAY_NODE", str, f"{socket.gethostname()}-{os.getpid()}"),
-            regions=read(env, "RELAY_REGIONS", read_regions, {region: redis_url}),
+            regions=regions,
             prefix=read(env, "RELAY_PREFIX", _prefix, "relay"),
-            agents=load_agents(path),
-            upstream_url=read(env, "RELAY_UPSTREAM_URL", _websocket_url, "wss://api.openai.com/v1/realtime"),
-            upstream_headers=tuple((name, value.replace("{key}", key)) for name, value in templates),
-            upstream_model_parameter=read(env, "RELAY_UPSTREAM_MODEL_PARAMETER", str, "model"),
+            sources=sources,
             upstream_ca=read(env, "RELAY_UPSTREAM_CA", _readable, None),
-            jwt_secrets=read(env, "RELAY_JWT_SECRET", _secrets, _NO_WORDS),
             allowed_origins=frozenset(read(env, "RELAY_ALLOWED_ORIGINS", listed, _NO_WORDS)),
             tls_cert=read(env, "RELAY_TLS_CERT", _readable, None),
             tls_key=read(env, "RELAY_TLS_KEY", _readable, None),
             page=read(env, "RELAY_PAGE", _readable, None),
-            max_calls=read(env, "RELAY_MAX_CALLS", count, 2000),
-            max_message_bytes=read(env, "RELAY_MAX_MESSAGE_BYTES", count, 21 * MIB),
-            max_browser_message_bytes=read(env, "RELAY_MAX_BROWSER_MESSAGE_BYTES", count, 1 * MIB),
-            hold_bytes=read(env, "RELAY_HOLD_BYTES", count, 1 * MIB),
-            write_buffer_bytes=read(env, "RELAY_WRITE_BUFFER_BYTES", count, 128 * KIB),
-            side_buffer_bytes=read(env, "RELAY_SIDE_BUFFER_BYTES", count, 4 * MIB),
-            socket_buffer_bytes=read(env, "RELAY_SOCKET_BUFFER_BYTES", count, 64 * KIB),
-            dial_seconds=read(env, "RELAY_DIAL_SECONDS", positive, 10.0),
-            register_seconds=read(env, "RELAY_REGISTER_SECONDS", positive, 1.0),
-            apply_seconds=read(env, "RELAY_APPLY_SECONDS", positive, 10.0),
-            stall_seconds=read(env, "RELAY_STALL_SECONDS", positive, 15.0),
-            ping_seconds=read(env, "RELAY_PING_SECONDS", positive, 20.0),
-            pong_seconds=read(env, "RELAY_PONG_SECONDS", positive, 20.0),
-            close_seconds=read(env, "RELAY_CLOSE_SECONDS", positive, 2.0),
-            drain_seconds=read(env, "RELAY_DRAIN_SECONDS", _not_negative, 300.0),
-            tombstone_seconds=read(env, "RELAY_TOMBSTONE_SECONDS", positive, 3600.0),
-            resume_seconds=read(env, "RELAY_RESUME_SECONDS", _not_negative, 30.0),
-            redial_seconds=read(env, "RELAY_REDIAL_SECONDS", _not_negative, 30.0),
-            roll_over_seconds=read(env, "RELAY_ROLL_OVER_SECONDS", positive, 120.0),
             memory_keys=read(env, "RELAY_MEMORY_KEYS", read_memory_keys, _NO_KEYS),
-            upstream_spares=read(env, "RELAY_UPSTREAM_SPARES", _spares, 0),
-            bus_silence_seconds=read(env, "RELAY_BUS_SILENCE_SECONDS", _up_to_a_minute, 3.0),
-            bus_node_ttl_seconds=read(env, "RELAY_BUS_NODE_TTL_SECONDS", _up_to_a_minute, 8.0),
-            bus_sweep_seconds=read(env, "RELAY_BUS_SWEEP_SECONDS", _up_to_a_minute, 10.0),
-            bus_socket_timeout=read(env, "RELAY_BUS_SOCKET_TIMEOUT", _up_to_a_minute, 2.0),
+            **_tenancy(env),
+            **_sizes(env),
+            **_seconds(env),
+            rulebook=_first_rulebook(sources),
         )
-        settings._check(key)
+        settings._check()
         return settings
 
-    def _check(self, key: str) -> None:
-        if not self.jwt_secrets:
+    def _check(self) -> None:
+        if not self.rulebook.jwt_secrets and self.jwks_url is None:
             raise ConfigError(
-                f"RELAY_JWT_SECRET: must be set, at least {_SECRET_BYTES} bytes; it signs the clients' tokens"
+                f"RELAY_JWT_SECRET: must be set, at least {SECRET_BYTES} bytes (or RELAY_JWT_SECRET_FILE, or"
+                " RELAY_JWKS_URL); it signs the clients' tokens"
             )
-        if not key and urlsplit(self.upstream_url).hostname == "api.openai.com":
-            raise ConfigError("OPENAI_API_KEY: must be set (or RELAY_UPSTREAM_URL, for another server)")
         if not any(region_of(home) == self.region for home in self.regions):
             raise ConfigError(f"RELAY_REGIONS: has no {self.region!r}, which RELAY_REGION names")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -353,6 +293,31 @@ class Settings:
             raise ConfigError(f"RELAY_BUS_SILENCE_SECONDS: must be above {heartbeat:g}, the time between heartbeats")
         if self.bus_node_ttl_seconds <= self.bus_silence_seconds:
             raise ConfigError("RELAY_BUS_NODE_TTL_SECONDS: must be above RELAY_BUS_SILENCE_SECONDS")
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """The agents as they were at the start."""
+        return self.rulebook.agents
+
+    @property
+    def jwt_secrets(self) -> tuple[str, ...]:
+        """The tokens' secrets as they were at the start."""
+        return self.rulebook.jwt_secrets
+
+    @property
+    def upstream_url(self) -> str:
+        """Where the default upstream was at the start."""
+        return self.rulebook.upstreams["default"].url
+
+    @property
+    def upstream_headers(self) -> tuple[tuple[str, str], ...]:
+        """The default upstream's headers as they were at the start."""
+        return self.rulebook.upstreams["default"].headers
+
+    @property
+    def upstream_model_parameter(self) -> str:
+        """The default upstream's parameter that names the model, as it was at the start."""
+        return self.rulebook.upstreams["default"].model_parameter
 
     def server_context(self) -> ssl.SSLContext | None:
         """Return the TLS context of the public port, None without a certificate.
@@ -381,19 +346,88 @@ class Settings:
             raise ConfigError(f"RELAY_UPSTREAM_CA: {error}") from None
 
 
-def load_agents(path: Path | None) -> Mapping[str, Agent]:
-    """Read the agents from the TOML file; without one there is a default agent with no settings.
+def _sizes(env: Mapping[str, str]) -> dict[str, Any]:
+    """How much, and how many."""
+    return {
+        "max_calls": read(env, "RELAY_MAX_CALLS", count, 2000),
+        "max_message_bytes": read(env, "RELAY_MAX_MESSAGE_BYTES", count, 21 * MIB),
+        "max_browser_message_bytes": read(env, "RELAY_MAX_BROWSER_MESSAGE_BYTES", count, 1 * MIB),
+        "hold_bytes": read(env, "RELAY_HOLD_BYTES", count, 1 * MIB),
+        "write_buffer_bytes": read(env, "RELAY_WRITE_BUFFER_BYTES", count, 128 * KIB),
+        "side_buffer_bytes": read(env, "RELAY_SIDE_BUFFER_BYTES", count, 4 * MIB),
+        "socket_buffer_bytes": read(env, "RELAY_SOCKET_BUFFER_BYTES", count, 64 * KIB),
+        "upstream_spares": read(env, "RELAY_UPSTREAM_SPARES", _spares, 0),
+    }
 
-    Raises:
-        ConfigError: the file is not TOML, or a table is wrong.
-    """
-    if path is None:
-        return parse_agents({})
-    try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"RELAY_CONFIG: {path}: {error}") from None
-    try:
-        return parse_agents(document)
-    except ConfigError as error:
-        raise ConfigError(f"RELAY_CONFIG: {path}: {error}") from None
+
+def _seconds(env: Mapping[str, str]) -> dict[str, Any]:
+    """How long."""
+    return {
+        "dial_seconds": read(env, "RELAY_DIAL_SECONDS", positive, 10.0),
+        "register_seconds": read(env, "RELAY_REGISTER_SECONDS", positive, 1.0),
+        "apply_seconds": read(env, "RELAY_APPLY_SECONDS", positive, 10.0),
+        "stall_seconds": read(env, "RELAY_STALL_SECONDS", positive, 15.0),
+        "ping_seconds": read(env, "RELAY_PING_SECONDS", positive, 20.0),
+        "pong_seconds": read(env, "RELAY_PONG_SECONDS", positive, 20.0),
+        "close_seconds": read(env, "RELAY_CLOSE_SECONDS", positive, 2.0),
+        "drain_seconds": read(env, "RELAY_DRAIN_SECONDS", _not_negative, 300.0),
+        "tombstone_seconds": read(env, "RELAY_TOMBSTONE_SECONDS", positive, 3600.0),
+        "resume_seconds": read(env, "RELAY_RESUME_SECONDS", _not_negative, 30.0),
+        "redial_seconds": read(env, "RELAY_REDIAL_SECONDS", _not_negative, 30.0),
+        "roll_over_seconds": read(env, "RELAY_ROLL_OVER_SECONDS", positive, 120.0),
+        "bus_silence_seconds": read(env, "RELAY_BUS_SILENCE_SECONDS", _up_to_a_minute, 3.0),
+        "bus_node_ttl_seconds": read(env, "RELAY_BUS_NODE_TTL_SECONDS", _up_to_a_minute, 8.0),
+        "bus_sweep_seconds": read(env, "RELAY_BUS_SWEEP_SECONDS", _up_to_a_minute, 10.0),
+        "bus_socket_timeout": read(env, "RELAY_BUS_SOCKET_TIMEOUT", _up_to_a_minute, 2.0),
+    }
+
+
+def _tenancy(env: Mapping[str, str]) -> dict[str, Any]:
+    """Whom a node believes, and how much of it anybody may take."""
+    return {
+        "jwks_url": read(env, "RELAY_JWKS_URL", _jwks_url, None),
+        "jwt_issuer": read(env, "RELAY_JWT_ISSUER", str, None),
+        "jwt_audience": read(env, "RELAY_JWT_AUDIENCE", str, None),
+        "trusted_proxies": read(env, "RELAY_TRUSTED_PROXIES", _networks, _NO_NETWORKS),
+        "ip_connections": read(env, "RELAY_IP_CONNECTIONS", _count_or_none, 256),
+        "ip_starts_per_minute": read(env, "RELAY_IP_STARTS_PER_MINUTE", _count_or_none, 600),
+        "handshake_seconds": read(env, "RELAY_HANDSHAKE_SECONDS", positive, 10.0),
+        "lease_seconds": read(env, "RELAY_LEASE_SECONDS", positive, 30.0),
+        "usage_days": read(env, "RELAY_USAGE_DAYS", count, 92),
+        "limits_away": read(env, "RELAY_LIMITS_AWAY", _policy, "open"),
+    }
+
+
+def _sources(env: Mapping[str, str], regions: frozenset[str]) -> Sources:
+    """Where the rulebook comes from. Without a key the environment's upstream is one only if it is not OpenAI's."""
+    url = read(env, "RELAY_UPSTREAM_URL", websocket_url, _OPENAI)
+    key_variable = "RELAY_UPSTREAM_KEY" if env.get("RELAY_UPSTREAM_KEY", "").strip() else "OPENAI_API_KEY"
+    key, key_file = read(env, key_variable, check_key, ""), read(env, "RELAY_UPSTREAM_KEY_FILE", _readable, None)
+    config = read(env, "RELAY_CONFIG", _readable, None)
+    own = UpstreamConfig(
+        "default",
+        url,
+        read(env, "RELAY_UPSTREAM_HEADERS", _headers, BEARER),
+        read(env, "RELAY_UPSTREAM_MODEL_PARAMETER", str, "model"),
+    )
+    is_usable = bool(key or key_file) or urlsplit(url).hostname != urlsplit(_OPENAI).hostname
+    return Sources(
+        config=config,
+        regions=regions,
+        jwt_secrets=read(env, "RELAY_JWT_SECRET", _secrets, _NO_WORDS),
+        jwt_secret_file=read(env, "RELAY_JWT_SECRET_FILE", _readable, None),
+        upstream=own if is_usable else None,
+        upstream_key=key,
+        upstream_key_file=key_file,
+        variables=env,
+    )
+
+
+def _first_rulebook(sources: Sources) -> Rulebook:
+    """Raises: ConfigError, with the variable that names the file, the file and the line."""
+    if sources.config is None and sources.upstream is None:
+        raise ConfigError("OPENAI_API_KEY: must be set (or RELAY_UPSTREAM_URL, for another server)")
+    found = read_sources(sources).found
+    if isinstance(found, SourceError):
+        raise ConfigError(f"{found.variable}: {found.place}{found}")
+    return found

@@ -250,6 +250,8 @@ def _node_environment(
         "RELAY_JWT_SECRET": plan.secret,
         "RELAY_REGIONS": ",".join(f"{region}={url}" for region, url in redises.items()),
         "RELAY_PREFIX": _PREFIX,
+        "RELAY_IP_CONNECTIONS": "0",  # everybody comes from this machine
+        "RELAY_IP_STARTS_PER_MINUTE": "0",
         "RELAY_CONFIG": str(agents),
         "RELAY_ALLOWED_ORIGINS": ",".join(sorted(origins)),
         "RELAY_PAGE": str(page),

@@ -43,6 +43,11 @@ class Doubt:
         self._held.append(message)
         return True
 
+    def drop(self) -> None:
+        """Forget what is kept: another client, who may not say it, has taken the place of who said it."""
+        if self._held is not None:
+            self._held.clear()
+
     async def wait_over(self, owned: OwnedCall, go_on: Callable[[list[bytes]], None]) -> None:
         """Until the call is known to be ours, then ``go_on`` with what was kept; one that is lost ends before."""
         with contextlib.suppress(TimeoutError):  # a Redis that is away takes no call from anybody

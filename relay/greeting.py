@@ -7,7 +7,6 @@ from relay.call import Request, Services
 from relay.core import realtime
 from relay.core.conversation import Gone
 from relay.core.memory import Memory
-from relay.tokens import mint
 
 _OFFER_SECONDS: Final = 7200.0  # as long as a live call's keys are kept
 
@@ -42,20 +41,24 @@ class Greeter:
             },
         )
 
-    def _offer(self, request: Request) -> dict[str, Any]:
-        """Where to come back to, and with which token; it is for this call alone."""
-        expires_at = int(self._services.wall() + _OFFER_SECONDS)
-        token = mint(
-            self._services.settings.jwt_secrets[0],
+    def _offer(self, request: Request) -> dict[str, Any] | None:
+        """Where to come back to, and with which token; it is for this call alone. None where nothing can be signed."""
+        if not self._services.gate.can_sign:
+            return None
+        claims, expires_at = request.claims, int(self._services.wall() + _OFFER_SECONDS)
+        token = self._services.gate.sign(
             tenant=request.tenant,
             scope=["call"],
             expires_at=expires_at,
+            browser=claims.browser,
             agent=request.agent.name,
+            plan=claims.plan,
             call=self._call_id,
-            jti=secrets.token_hex(8),
+            origin=claims.origin,
+            jti=claims.jti or secrets.token_hex(8),  # revoked with the one that it takes the place of
             session=True,  # it begins no call: while nobody can say where this one lives it has to wait
         )
-        return {"url": request.url, "token": f"ek_{token}", "expires_at": expires_at}
+        return {"url": request.url, "token": f"ek_{token}" if claims.browser else token, "expires_at": expires_at}
 
     def _event(self, request: Request, kind: str, **fields: Any) -> list[bytes]:
         if not request.relay_events:

@@ -145,17 +145,26 @@ def hand_off(
     return _HandedOff()
 
 
-async def listen(runner: web.AppRunner, sock: socket.socket, context: ssl.SSLContext | None) -> asyncio.Server:
-    """Serve an aiohttp application whose connections can be handed off; closing the result is the caller's.
+async def take(
+    sock: socket.socket,
+    make_protocol: Callable[[], asyncio.Protocol],
+    context: ssl.SSLContext | None,
+    handshake_seconds: float,
+) -> None:
+    """Serve a connection that was accepted, so that it can be handed off; returns when its TLS handshake is done.
 
     It must be this and no site of aiohttp's. picows hands frames over 8 KiB to the transport with a view of a header
     buffer that it uses again; aiofastnet copies what it cannot write at once, uvloop's own transport keeps the view,
     and a client that reads slowly would get corrupted frames (seen, and tested in tests/contract/test_handoff.py). It
     is also the cheaper one, by about a fifth of a frame.
+
+    Raises:
+        OSError, ssl.SSLError: it is gone, or its handshake failed or took longer than ``handshake_seconds``.
     """
-    if runner.server is None:
-        raise RuntimeError("the runner was not set up")
-    return await aiofastnet.create_server(asyncio.get_running_loop(), runner.server, sock=sock, **_tls(context))
+    tls = _tls(context)
+    if tls:
+        tls["ssl_handshake_timeout"] = handshake_seconds
+    await aiofastnet.connect_accepted_socket(asyncio.get_running_loop(), make_protocol, sock, **tls)
 
 
 def _tls(context: ssl.SSLContext | None) -> dict[str, Any]:

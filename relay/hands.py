@@ -18,6 +18,7 @@ from relay.core.actions import Action, Complaint, End, Log, Note, Pause, Resume,
 from relay.core.bridge import Bridge, Phase
 from relay.core.endings import Ending
 from relay.core.messages import Settled
+from relay.core.usage import Audio
 from relay.legs import Leg
 from relay.modelside import ModelSide
 
@@ -101,6 +102,10 @@ class Hands:
                     assert_never(action)
         self._set_alarm()
 
+    def tell_state(self) -> None:
+        """Write down what a later owner must know beside the items."""
+        self.act(self._bridge.conversation.state())
+
     # Messages of backends
 
     def inject(self, message: Message) -> None:
@@ -119,6 +124,9 @@ class Hands:
         """Say what became of a message, and have its item remembered if the model has it."""
         tally = self._services.tally
         tally.injected[settled.status] += 1
+        usage = self._bridge.conversation.usage
+        if settled.status == "applied" and usage is not None:
+            usage.on_message()
         memory = None
         injected = self._injected.pop(settled.message_id, None)
         if injected is not None and settled.status == "applied":
@@ -147,9 +155,23 @@ class Hands:
         sound = self.owned.sound if self._bridge.heard and self.owned is not None else None
         kept = self._kept.append if self._kept is not None else None
         heard = self._hear if self._speech is not None else None
-        self._client.leg.feed(self._model.leg, _both(_both(sound, kept), heard))
+        usage, locks = self._bridge.conversation.usage, self._client.request.locks
+        given, made = (self._learn(usage.given), self._learn(usage.made)) if usage is not None else (None, None)
+        if locks is None or locks.allows_audio:
+            self._client.leg.feed(self._model.leg, _all(sound, kept, heard, given))
         if not self._client.request.binary_audio:
-            self._model.leg.feed(self._client.leg, _both(sound, self._client.tap))
+            self._model.leg.feed(self._client.leg, _all(sound, self._client.tap, made))
+
+    def _learn(self, audio: Audio | None) -> _Tap:
+        """What must see the first message of one direction's audio, to know what of such messages is none."""
+        if audio is None or audio.is_learned:
+            return None
+
+        def learn(payload: bytes) -> None:
+            audio.learn(payload)
+            self.feed()
+
+        return learn
 
     def keep_audio(self, keep: bool) -> None:
         """Keep the client's last audio, for the model leg that is to come, or do so no longer."""
@@ -253,12 +275,13 @@ class Hands:
             self._on_failed(error)
 
 
-def _both(first: _Tap, second: _Tap) -> _Tap:
-    if first is None or second is None:
-        return first or second
+def _all(*taps: _Tap) -> _Tap:
+    wanted = [tap for tap in taps if tap is not None]
+    if len(wanted) < 2:
+        return wanted[0] if wanted else None
 
     def tap(payload: bytes) -> None:
-        first(payload)
-        second(payload)
+        for each in wanted:
+            each(payload)
 
     return tap

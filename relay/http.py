@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from relay import page
 from relay.admission import Refused, check_origin
@@ -13,8 +13,11 @@ from relay.api.backend import Backend
 from relay.api.binding import answer_refusal, bind
 from relay.api.routes import ROUTES, Kind, Route
 from relay.api.streams import Streams
+from relay.api.tenants import Tenants
 from relay.call import Services
 from relay.calls import Lives
+from relay.door import SlowBody
+from relay.front import Front
 from relay.opening import Opening
 from relay.session import Session
 from relay.sideband import SideLeg
@@ -30,12 +33,19 @@ class Api:
     """The application of one node."""
 
     def __init__(
-        self, services: Services, calls: Lives[Session], side_legs: Lives[SideLeg], accepting: Callable[[], bool]
+        self,
+        services: Services,
+        calls: Lives[Session],
+        side_legs: Lives[SideLeg],
+        accepting: Callable[[], bool],
+        front: Front,
     ) -> None:
         self._services = services
+        self._front = front
         self._settings = services.settings
         self._accepting = accepting
         opening, backend = Opening(services, calls, side_legs, accepting), Backend(services)
+        tenants = Tenants(services)
         self._streams = Streams(services, accepting)
         about = About(ROUTES)
         self._handlers: dict[str, Callable[..., Awaitable[web.StreamResponse]]] = {
@@ -51,6 +61,8 @@ class Api:
             "put_item": backend.put_item,
             "put_event": backend.put_event,
             "show_receipt": backend.show_receipt,
+            "show_usage": tenants.show_usage,
+            "revoke_token": tenants.revoke_token,
             "show_openapi": about.show_openapi,
             "show_docs": about.show_docs,
         }
@@ -67,9 +79,9 @@ class Api:
         return app
 
     def _add(self, app: web.Application, route: Route) -> None:
-        handler = bind(route, self._handlers[route.name], self._settings.jwt_secrets)
+        handler = bind(route, self._handlers[route.name], self._services.gate)
         for path in filter(None, (route.path, route.also)):
-            app.router.add_route(route.method, path, handler)
+            app.router.add_route(route.method, path, handler, expect_handler=_go_on)
             if route.method == hdrs.METH_GET and route.kind is Kind.PLAIN:
                 app.router.add_route(hdrs.METH_HEAD, path, handler)
 
@@ -77,17 +89,24 @@ class Api:
     async def _answer(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Check the origin, answer preflights, and give every error OpenAI's shape."""
+        """Check address and origin, answer preflights, and give every error OpenAI's shape."""
         try:
-            check_origin(request.headers.get(hdrs.ORIGIN), self._settings.allowed_origins)
-            preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-            response = web.Response(status=204) if preflight else await handler(request)
+            with self._front.visit(request):
+                check_origin(_origin(request), self._settings.allowed_origins)
+                preflight = (
+                    request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+                )
+                response = web.Response(status=204) if preflight else await handler(request)
         except Refused as refused:
             response = answer_refusal(refused)
         except web.HTTPException as http:
             response = answer_refusal(Refused(http.status, _CODES.get(http.status, "invalid_request"), http.reason))
             if hdrs.ALLOW in http.headers:
                 response.headers[hdrs.ALLOW] = http.headers[hdrs.ALLOW]
+        except SlowBody:
+            response = answer_refusal(Refused(408, "request_timeout", "The request's body did not come in time."))
+        except web.RequestPayloadError:
+            response = answer_refusal(Refused(400, "invalid_body", "The body is not encoded as its headers say."))
         except ConnectionError:
             raise  # the client is gone: there is nobody to answer
         except Exception as error:
@@ -104,12 +123,26 @@ class Api:
     async def _on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Just before the head of an answer is written, other than that of an upgrade."""
         request[_BEGUN] = True
-        if not self._accepting():  # a load balancer sends the next request elsewhere
+        # A draining node: a load balancer sends the next request elsewhere.
+        if not self._accepting() or self._front.closes_after(request):
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"
-        origin = request.headers.get(hdrs.ORIGIN)
+        origin = _origin(request)
         if origin is not None:
             response.headers.update(_cors(origin))
+
+
+async def _go_on(request: web.Request) -> None:
+    """Tell a client that waits for it to send its body; other expectations may be ignored (RFC 9110, 10.1.1)."""
+    if request.headers[hdrs.EXPECT].lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer nothing was written yet
+
+
+def _origin(request: web.Request) -> str | None:
+    """Return the page's origin as an answer may repeat it: aiohttp takes bytes that are no UTF-8 as well."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    return origin if origin is None or origin.isascii() else ascii(origin)
 
 
 def _cors(origin: str) -> dict[str, str]:

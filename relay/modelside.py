@@ -10,17 +10,17 @@ import random
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from relay.building import BuildFailed, Building, open_leg, refused
+from relay.building import BuildFailed, Building
 from relay.call import Request, Services
 from relay.core import realtime
 from relay.core.actions import Side
+from relay.core.conversation import Conversation
 from relay.core.endings import Ending, Loss, Why, ended, invites_redial, model_closed
 from relay.core.frames import Close, Violation
-from relay.core.memory import Memory
 from relay.core.rebuild import Rebuild
+from relay.failover import Failover, NoLeg
 from relay.legs import Leg
 from relay.stale import let_go
-from relay.upstream import DialError
 from relay.watchdog import Watchdog
 
 _LIVED_SECONDS: Final = 5.0  # a leg that lived for so long was a good one
@@ -41,13 +41,8 @@ class Call(Protocol):
         ...
 
     @property
-    def is_refused(self) -> bool:
-        """Whether the model has said that it will not serve this relay."""
-        ...
-
-    @property
-    def memory(self) -> Memory:
-        """What it knows of its conversation."""
+    def conversation(self) -> Conversation:
+        """What was said, and what the model leg in use has shown of itself."""
         ...
 
     def on_model_opened(self) -> None:
@@ -111,6 +106,8 @@ class ModelSide:
         self._cut_at: float | None = None
         self._is_behind = False  # the conversation went on since a leg was told of it
         self._building: Building | None = None
+        self._failover = Failover(services, request, event_ids)
+        self._upstream = ""  # of the leg in use
         self.leg = self._new_leg()
 
     def _new_leg(self) -> Leg:
@@ -144,21 +141,30 @@ class ModelSide:
     async def _dial(self) -> bool:
         """Open the first model leg; false if the call ends instead."""
         try:
-            self.leg, early = await open_leg(self._services, self._request.target, self.leg)
-        except DialError as error:
-            self._end(refused(error, self._event_ids()))
+            self.leg, early, upstream, loss = await self._failover.open(self._fresh_leg, is_first=True)
+        except NoLeg as error:
+            self._end(error.loss)
             return False
         self.leg.give(self, self._call.on_model_text)
-        if self._call.is_over:  # while we dialled, or by a frame that came with the handshake
+        if self._call.is_over:  # while we dialled
             return False
-        self._begin()
+        self._begin(upstream)
         self._call.on_model_opened()
         for message in early:
             self._call.on_model_text(message)
+        if loss is not None:
+            self._lose(loss)
         return True
 
-    def _begin(self) -> None:
+    def _fresh_leg(self) -> Leg:
+        if self.leg.closing:
+            self.leg = self._new_leg()
+        return self.leg
+
+    def _begin(self, upstream: str) -> None:
         self._in_use_since = self._loop.time()
+        self._upstream = upstream
+        self._failover.serve(upstream)
         self._call.watchdog.watch(self.leg, self._in_use_since)
 
     def on_session(self, expires_at: object) -> None:
@@ -180,6 +186,20 @@ class ModelSide:
         """The model has said something: this may be the moment for another leg."""
         if self._building is not None:
             self._building.wake()
+        code = self._call.conversation.serving.refusal
+        if code is not None and not self._loss.done() and self.fails_over():
+            self.leg.abort()
+            self._lose(self._failover.refusal(self._upstream, code))
+
+    def fails_over(self) -> bool:
+        """Whether the call can go on at another upstream, if this one takes nobody."""
+        return bool(self._settings.redial_seconds) and self._failover.has_other(self._upstream, is_good=self._is_good)
+
+    @property
+    def _is_good(self) -> bool:
+        """Whether the leg in use is, or was, of some use."""
+        lived = self._loop.time() - self._in_use_since >= _LIVED_SECONDS
+        return lived or self._call.conversation.serving.has_answered
 
     def on_memory_changed(self) -> None:
         """A leg that is being built has more to be told."""
@@ -234,10 +254,13 @@ class ModelSide:
     async def _build_once(self) -> Building:
         self._anchors += 1
         rebuild = Rebuild(
-            self._call.memory, self._call.new_event_id, self._anchors, apply_seconds=self._settings.apply_seconds
+            self._call.conversation.memory,
+            self._call.new_event_id,
+            self._anchors,
+            apply_seconds=self._settings.apply_seconds,
         )
         self._is_behind = False
-        building = Building(self._services, self._request, rebuild, self._new_leg(), self._event_ids)
+        building = Building(self._failover, self._request.call_id, rebuild, self._new_leg)
         self._building = building
         await building.run()
         return building
@@ -251,6 +274,7 @@ class ModelSide:
                 if building.loss is not None:  # before it was used: the next round builds another
                     self._building = None
                     self._failures += 1
+                    self._failover.fail(building.upstream, building.loss)
                     return
                 is_lost, hurried = self._loss.done(), self._is_late()
                 if is_lost or self._call.is_moment(hurried=hurried):
@@ -278,7 +302,7 @@ class ModelSide:
         self.on_session(rebuild.expires_at)
         self.leg.give(self, self._call.on_model_text)
         self._call.watchdog.forget(old)
-        self._begin()
+        self._begin(building.upstream)
         self._call.on_model_changed(old, rebuild, self._call.kept_audio(is_lost=is_lost))
         let_go(old, Close(1000, ""), self._settings.close_seconds)
 
@@ -288,7 +312,10 @@ class ModelSide:
         """The leg in use is gone."""
         if self._loss.done() or self._call.is_over:
             return
-        if loss.is_final or self._call.is_refused or not self._settings.redial_seconds:
+        if self._call.conversation.serving.refusal is not None:
+            loss = loss._replace(is_final=True)
+        loss = self._failover.lose(self._upstream, loss, was_good=self._is_good)
+        if loss.is_final or not self._settings.redial_seconds:
             self._end(loss)
             return
         now = self._loop.time()

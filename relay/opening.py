@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from fanout import (
     BusFull,
@@ -18,16 +18,20 @@ from fanout import (
     Tombstone,
     new_call_id,
 )
-from relay.admission import EVENTS_PROTOCOL, Refused, Room, admit, attachment, bearer, choose_protocol
+from relay.admission import EVENTS_PROTOCOL, Refused, Room, admit, attachment, bearer, choose_agent, choose_protocol
 from relay.api.refusals import bus_refusal
 from relay.call import Request, Services
 from relay.calls import Lives
 from relay.clientside import Arrival
-from relay.config import Agent
+from relay.core.locks import Locks, lock
+from relay.core.sessions import merged
+from relay.entitled import agent_of, plan_of
+from relay.front import stay
 from relay.handoff import BadHandshake, check_upgrade, hand_off
+from relay.legs import Leg
 from relay.session import Session
 from relay.sideband import SideLeg
-from relay.tokens import Claims, authenticate
+from relay.tokens import Claims
 from relay.upstream import Target
 
 _WEBRTC: Final = (
@@ -67,7 +71,7 @@ class Opening:
         """``POST /v1/realtime/calls``: the Agents SDK's default in browsers, which a WebSocket relay cannot serve."""
         raise Refused(501, "webrtc_not_supported", _WEBRTC)
 
-    def _check(self, request: web.Request, scope: str) -> tuple[list[str], Claims]:
+    async def _check(self, request: web.Request, scope: str) -> tuple[list[str], Claims]:
         """Check the handshake and the token; returns the subprotocols offered, and the claims."""
         try:
             check_upgrade(request)
@@ -75,7 +79,8 @@ class Opening:
             raise Refused(bad.status, bad.code, str(bad)) from None
         lines = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
         offered = [part.strip() for part in lines.split(",") if part.strip()]
-        return offered, authenticate(bearer(request.headers, offered), self._settings.jwt_secrets, scope)
+        token, origin = bearer(request.headers, offered), request.headers.get(hdrs.ORIGIN)
+        return offered, await self._services.gate.authenticate(token, scope, origin=origin)
 
     def _headers(self, call_id: str, protocol: str | None) -> dict[str, str]:
         headers = {"X-Call-Id": call_id, "X-Relay-Node": self._settings.node, "X-Relay-Region": self._settings.region}
@@ -84,7 +89,7 @@ class Opening:
     # Calls
 
     async def _open(self, request: web.Request, *, voice: bool) -> web.StreamResponse:
-        offered, claims = self._check(request, "call")
+        offered, claims = await self._check(request, "call")
         live = self._live_here(claims)
         if live is not None:
             return self._arrive(request, live, claims, offered, voice=voice)
@@ -93,26 +98,58 @@ class Opening:
             call = self._resumed(request, found, claims, offered, voice=voice)
         else:
             call = self._new(request, found, claims, offered, voice=voice)
+            await self._services.accounting.admit(call.call_id, call.tenant, call.plan, call.share)
+            self._room()  # others may have come meanwhile
         session = Session(self._services, call)
-        leg, headers = session.client.leg, self._headers(call.call_id, choose_protocol(offered))
-        response = hand_off(request, leg, headers, max_message=call.max_message, on_refused=leg.on_ws_refused)
+        response = self._hand_off(request, session.client.leg, call.call_id, offered, call.max_message)
         self._calls.start(session)
         return response
+
+    def _hand_off(
+        self, request: web.Request, leg: Leg, call_id: str, offered: list[str], max_message: int
+    ) -> web.StreamResponse:
+        headers = self._headers(call_id, choose_protocol(offered))
+        response = hand_off(request, leg, headers, max_message=max_message, on_refused=leg.on_ws_refused)
+        stay(request, leg.closed)
+        return response
+
+    def _room(self) -> Room:
+        """What this node can still take.
+
+        Raises:
+            Refused: 503 if that is nothing.
+        """
+        room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
+        room.check()
+        return room
 
     def _new(
         self, request: web.Request, reserved: Reservation | None, claims: Claims, offered: list[str], *, voice: bool
     ) -> Request:
         """A call that begins here."""
-        agent, minted = self._agent(claims.agent), _session_of(reserved)
+        asked = request.query.get("agent")
+        agent = agent_of(self._services.rulebook(), choose_agent(claims.agent, asked), claims)
+        minted = _session_of(reserved)
+        is_locked = claims.browser and "model" in agent.locked
         room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
-        wanted = admit(room, request.query, minted.get("model") or agent.model, minted.get("type"))
+        wanted = admit(room, request.query, minted.get("model") or agent.model, minted.get("type"), locked=is_locked)
+        if claims.browser and request.query.get("intent") and lock(agent.locked, agent.session) - {"model"}:
+            text = "This agent's session is its server's to set: another kind of session would have none of it."
+            raise Refused(403, "not_allowed", text, kind="permission_error", param="intent")
         opening = {key: value for key, value in minted.items() if key not in _NOT_SETTABLE}
+        # The client of an agent that nobody chose, and that is no browser, brings its own session.
+        is_chosen = voice or claims.browser or bool(claims.agent or asked)
+        if is_chosen and wanted.intent is None:
+            opening = merged(agent.session, opening)
+        names = lock(agent.locked, opening)
         return Request(
             call_id=claims.call or new_call_id(self._services.bus.new_home()),
             tenant=claims.tenant,
             agent=agent,
             target=Target(wanted.model, wanted.intent),
-            opening={**(agent.session if voice else {}), **opening},
+            opening=opening,
+            locks=Locks(names, agent.events, agent.locked) if claims.browser else None,
+            **self._terms(claims),
             **self._client(request, claims, offered, voice=voice),
         )
 
@@ -120,26 +157,37 @@ class Opening:
         self, request: web.Request, found: CallRecord, claims: Claims, offered: list[str], *, voice: bool
     ) -> Request:
         """A call that lives elsewhere, or lived on a node that is gone, and whose client comes here."""
-        Room(self._accepting(), len(self._calls), self._settings.max_calls).check()
+        self._room()
+        rulebook = self._services.rulebook()
+        known = rulebook.agent_for(found.agent, claims.tenant)  # another node's rulebook may be another one
+        agent = known or agent_of(rulebook, claims.agent or "default", claims)
         return Request(
             call_id=found.id,
             tenant=found.tenant,
-            agent=self._settings.agents.get(found.agent) or self._agent(claims.agent),
+            agent=agent,
             target=Target(found.model or None, request.query.get("intent") if not found.model else None),
             resumes=True,
             started_at=found.started_at,
+            locks=Locks(frozenset(), agent.events, agent.locked) if claims.browser else None,
+            **self._terms(claims),
             **self._client(request, claims, offered, voice=voice),
         )
+
+    def _terms(self, claims: Claims) -> dict[str, Any]:
+        """What the token's tenant may use, and how much of it in this region."""
+        rulebook = self._services.rulebook()
+        return {"plan": plan_of(rulebook, claims), "share": rulebook.share(self._settings.region)}
 
     def _arrive(
         self, request: web.Request, live: Session, claims: Claims, offered: list[str], *, voice: bool
     ) -> web.StreamResponse:
         """The client of a call that lives here has a new connection."""
         client = self._client(request, claims, offered, voice=voice)
+        agent = live.request.agent
+        client["locks"] = Locks(frozenset(), agent.events, agent.locked) if claims.browser else None
         arrival = Arrival(self._services, replace(live.request, **client))
-        leg, headers = arrival.leg, self._headers(live.call_id, choose_protocol(offered))
         most = arrival.request.max_message
-        response = hand_off(request, leg, headers, max_message=most, on_refused=leg.on_ws_refused)
+        response = self._hand_off(request, arrival.leg, live.call_id, offered, most)
         live.arrive(arrival)
         return response
 
@@ -148,20 +196,15 @@ class Opening:
         settings, relay_events = self._settings, choose_protocol(offered) == EVENTS_PROTOCOL
         secure = request.headers.get("X-Forwarded-Proto", request.scheme) in {"https", "wss"}
         return {
+            "claims": claims,
             "max_message": settings.max_browser_message_bytes if claims.browser else settings.max_message_bytes,
             "voice": voice,
             "binary_audio": voice and request.query.get("audio") == "binary",
             "relay_events": relay_events,
-            "can_resume": relay_events or claims.call is not None,
+            "can_resume": (relay_events and self._services.gate.can_sign) or claims.call is not None,
             "url": f"{'wss' if secure else 'ws'}://{request.host}{request.path}",
             "last_event_id": request.query.get("last_event_id", ""),
         }
-
-    def _agent(self, name: str) -> Agent:
-        agent = self._settings.agents.get(name)
-        if agent is None:
-            raise Refused(403, "unknown_agent", f"This node has no agent {name!r}.", kind="permission_error")
-        return agent
 
     def _live_here(self, claims: Claims) -> Session | None:
         """The call that the token is for, if it lives on this node and can have its client back."""
@@ -192,19 +235,17 @@ class Opening:
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         settings = self._settings
-        offered, claims = self._check(request, "control")
+        offered, claims = await self._check(request, "control")
         wanted = attachment(request.query)
         if claims.call not in {None, wanted.call_id}:
             raise _no_such_call(wanted.call_id)
         room = Room(self._accepting(), len(self._side_legs), settings.max_calls)
         room.check()
-        side = SideLeg(self._services, wanted.call_id, claims.tenant, audio=wanted.audio)
+        side = SideLeg(self._services, wanted.call_id, claims, audio=wanted.audio)
         life = self._side_legs.start(side)
         try:
             await side.attached
-            headers = self._headers(wanted.call_id, choose_protocol(offered))
-            most = settings.max_message_bytes
-            response = hand_off(request, side.leg, headers, max_message=most, on_refused=side.leg.on_ws_refused)
+            response = self._hand_off(request, side.leg, wanted.call_id, offered, settings.max_message_bytes)
         except CallNotFound:
             raise _no_such_call(wanted.call_id) from None
         except (CallEnded, CallStateUnknown, RegionUnreachable, BusFull) as error:

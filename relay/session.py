@@ -6,7 +6,6 @@ everything else comes here from the read callbacks.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from relay.clientside import Arrival, ClientSide
 from relay.core import realtime
 from relay.core.actions import Side
 from relay.core.bridge import Bridge, Phase
-from relay.core.conversation import Gone, opening_update
+from relay.core.conversation import Conversation, Gone, opening_update
 from relay.core.endings import Ending, Why, ended
 from relay.core.frames import Opcode
 from relay.core.memory import Memory
@@ -27,14 +26,15 @@ from relay.core.rebuild import Rebuild
 from relay.doubt import Doubt
 from relay.greeting import Greeter, new_event_id
 from relay.hands import Hands
+from relay.leaving import leave
 from relay.legs import Leg
+from relay.meter import Meter
 from relay.modelside import ModelSide
 from relay.taking import NotTaken, take
 from relay.traffic import Traffic
 from relay.watchdog import Watchdog
 
 _BUG: Final = "internal error of the relay"
-_LOG_SECONDS: Final = 1.0  # for the last events to reach those who watch
 
 log = structlog.get_logger("relay")
 
@@ -54,6 +54,7 @@ class Session:
         self.model = ModelSide(services, request, self, new_event_id)
         self._traffic = Traffic(self.client.leg, self.model.leg)
         self._bridge = Bridge(request.rules(settings), new_event_id, self._traffic.passed)
+        self._bridge.conversation.serving.fails_over = self.model.fails_over
         self._greeter = Greeter(services, request.call_id)
         self._hands = Hands(
             services,
@@ -64,6 +65,7 @@ class Session:
             end=self.end,
             on_failed=self.on_failed,
         )
+        self._meter = Meter(services, request, self._bridge, self._traffic, self.client, self.fail)
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._untold: list[bytes] = []  # what ends at the client's what the node before had begun
         self._gone: Gone | None = None  # what the model leg that was lost left behind
@@ -96,25 +98,27 @@ class Session:
         return self._bridge.conversation.memory
 
     @property
-    def is_refused(self) -> bool:
-        """Whether the model has said that it will not serve this relay."""
-        return self._bridge.conversation.is_refused
+    def conversation(self) -> Conversation:
+        """What was said, and what the model leg in use has shown of itself."""
+        return self._bridge.conversation
 
     # Life
 
     async def run(self) -> None:
         """Live the call until it ends, or goes on elsewhere; returns when nothing of it is left on this node."""
         self._services.tally.started += not self.request.resumes
+        self._meter.start(self._started)
         self.watchdog.watch(self.client.leg, self._started_at)
         self.watchdog.start()
         try:
             await self._live()
-            await self._leave(self._ending.result())
+            await leave(self._settings, self._ending.result(), self._hands, self.client, self.model)
         finally:  # also when we are cancelled
             self.fail(Why.NODE_FAILED, _BUG)  # a no-op unless something is very wrong
             self.model.forget()
             self.client.forget()
             owned, ending = self._hands.owned, self._ending.result()
+            self._meter.close(goes_on=ending.why.goes_on)
             if owned is not None:
                 owned.on_interest = None  # it refers back, as the call does
                 if not ending.why.goes_on:
@@ -205,27 +209,8 @@ class Session:
 
     def fail(self, why: Why, text: str, code: str | None = None) -> None:
         """End the call for a fault that is not the client's, which is told in words what happened."""
-        self.end(ended(why, text), realtime.error_event(new_event_id(), "server_error", code or why.label, text))
-
-    async def _leave(self, ending: Ending) -> None:
-        """Write what is left to write and close the legs; of a call that moves, its next owner's turn comes first."""
-        owned = self._hands.owned
-        if ending.why is Why.MOVED and owned is not None:
-            self._hands.act(self._bridge.conversation.state())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.close_seconds):
-                    owned.hand_over()
-                    await owned.wait_handed_over()
-        self.client.close(ending)
-        self.model.close(ending.why)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.close_seconds):
-                await self.model.leg.closed
-                await self.client.leg.closed
-        if owned is not None and not ending.why.goes_on:
-            with contextlib.suppress(TimeoutError):  # those who watch have the last events before they hear of the end
-                async with asyncio.timeout(_LOG_SECONDS):
-                    await owned.wait_logged()
+        kind = "invalid_request_error" if why.fault == "policy" else "server_error"
+        self.end(ended(why, text), realtime.error_event(new_event_id(), kind, code or why.label, text))
 
     def _account(self, ending: Ending) -> None:
         """Count the end and write the call's one log line."""
@@ -267,8 +252,12 @@ class Session:
         if self.is_over or arrival.leg.closing:
             arrival.leg.abort()
             return
-        is_announced = self._bridge.is_announced
-        if is_announced and not self.is_away:
+        is_announced, locks = self._bridge.is_announced, arrival.request.locks
+        if locks != self.client.request.locks:
+            self._doubt.drop()  # what is held was said by one who may say other things
+        if not is_announced:
+            self._bridge.bind(locks)
+        elif not self.is_away:
             self.on_client_lost()
         missed = self.client.arrive(arrival.request, arrival.leg)
         self._traffic.use(arrival.leg)
@@ -407,6 +396,11 @@ class Session:
 
     # Both sides
 
+    def check_token(self) -> None:
+        """End if the token of the call's client has been revoked."""
+        if self._services.revoked.has(self.request.tenant, self.client.request.claims.jti):
+            self.fail(Why.TOKEN_REVOKED, "the token of this call's client has been revoked")
+
     def _on_interest(self) -> None:
         """Somebody begins to watch or to listen, or nobody does any more."""
         owned, bridge = self._hands.owned, self._bridge
@@ -433,6 +427,7 @@ class Session:
     def on_look(self) -> None:
         """What has no event of its own to wake it."""
         self._traffic.count(self._services.tally)
+        self._meter.look()
         self._hands.on_alarm()
 
     def _deliver(self, message: Message) -> None:

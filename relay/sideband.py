@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from fanout import BusTimeout, CallEnded, FanoutError, LogEntry, Message, RegionUnreachable, Status, Watch
+from relay.admission import Refused
 from relay.api.refusals import bus_refusal
 from relay.call import Services
 from relay.core import realtime
@@ -20,7 +21,9 @@ from relay.core.endings import SideWhy
 from relay.core.frames import NO_STATUS, Close, Violation
 from relay.core.realtime import ClientEvent, NotAnEvent
 from relay.core.side import SideView, error_event, refusal
+from relay.entitled import plan_of
 from relay.legs import Leg
+from relay.tokens import Claims
 from relay.watchdog import Watchdog
 
 _EVENT_SECONDS: Final = 60.0  # what a side leg sends may wait so long for its turn
@@ -32,10 +35,12 @@ log = structlog.get_logger("relay")
 class SideLeg:
     """One side leg, from its watch of the call to its close."""
 
-    def __init__(self, services: Services, call_id: str, tenant: str, *, audio: bool) -> None:
-        settings = services.settings
+    def __init__(self, services: Services, call_id: str, claims: Claims, *, audio: bool) -> None:
+        settings, rulebook = services.settings, services.rulebook()
         self._services = services
-        self._tenant = tenant
+        self._tenant = claims.tenant
+        self._plan, self._share = plan_of(rulebook, claims), rulebook.share(settings.region)
+        self._jti = claims.jti
         self._audio = audio
         self._loop = asyncio.get_running_loop()
         self._view = SideView()
@@ -130,6 +135,11 @@ class SideLeg:
         code = end.tombstone.close_code or SideWhy.CALL_ENDED.code
         self.end(SideWhy.CALL_ENDED, Close(1000 if code == NO_STATUS else code, end.tombstone.why))
 
+    def check_token(self) -> None:
+        """End if the token with which it came has been revoked."""
+        if self._services.revoked.has(self._tenant, self._jti):
+            self.end(SideWhy.TOKEN_REVOKED)
+
     def end(self, why: SideWhy, close: Close | None = None) -> None:
         """Begin the end; the first reason stands."""
         if not self._ending.done():
@@ -204,20 +214,23 @@ class SideLeg:
             expires_at=services.wall() + _EVENT_SECONDS,
         )
         try:
+            await services.accounting.spend_message(self._tenant, self._plan, self._share)
             receipt = await services.bus.put(
                 self.call_id, self._tenant, message, wait=Status.APPLIED, timeout=_EVENT_SECONDS + 1.0
             )
             error = refusal(receipt)
             if error is not None:
                 self._send([error_event(_event_id(), error, cause)])
+        except Refused as refused:
+            self._refuse(refused.code, str(refused), cause)
         except CallEnded:
             pass  # the watch hears it, too
         except (RegionUnreachable, BusTimeout):
             text = "The call's Redis did not answer: whether the event reached the model is not known."
             self._refuse("region_unreachable", text, cause)
         except FanoutError as failed:
-            refused = bus_refusal(failed)
-            self._refuse(refused.code, str(refused), cause)
+            told = bus_refusal(failed)
+            self._refuse(told.code, str(told), cause)
         finally:
             self._count(-1, -len(event))
 

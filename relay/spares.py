@@ -5,10 +5,10 @@ more than one is dialled at a time.
 """
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -18,7 +18,8 @@ from relay.core import realtime
 from relay.core.actions import Side
 from relay.core.frames import Close, Violation
 from relay.legs import Leg
-from relay.upstream import DialError, Target, Upstream
+from relay.rulebook.upstreams import UpstreamConfig
+from relay.upstream import DialError, Target, Upstreams
 
 SPARE_SECONDS: Final = 60.0  # a spare's session has begun: it ends so much earlier for the call that takes it
 
@@ -53,13 +54,13 @@ class SpareCounts:
 
 
 class Spares:
-    """The warm connections of a node; use it as ``async with Spares.running(upstream, 2, …) as spares``.
+    """The warm connections of a node; use it as ``async with Spares.running(upstreams, 2, …) as spares``.
 
     They are for the targets that were asked for lately, as many for each: so there is none before somebody has asked.
     """
 
-    def __init__(self, upstream: Upstream, number: int, seconds: float, make_leg: "_MakeLeg") -> None:
-        self._upstream = upstream
+    def __init__(self, upstreams: Upstreams, number: int, seconds: float, make_leg: "_MakeLeg") -> None:
+        self._upstreams = upstreams
         self._number = number
         self._seconds = seconds
         self._make_leg = make_leg
@@ -68,15 +69,14 @@ class Spares:
         self._asked: dict[Target, float] = {}  # when, the last one last
         self._changed = asyncio.Event()
         self._is_stopped = False
-        self._pause = 0.0
-        self._not_before = 0.0  # the next dial
+        self._pauses: dict[str, _Pause] = {}  # of the upstreams that failed
         self.counts = SpareCounts()
 
     @classmethod
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def running(
         cls,
-        upstream: Upstream,
+        upstreams: Upstreams,
         number: int,
         *,
         write_bytes: int,
@@ -89,10 +89,10 @@ class Spares:
         """
 
         def make_leg(warm: "_Warm") -> Leg:
-            limits = {"max_message": upstream.max_message, "write_bytes": write_bytes, "socket_bytes": socket_bytes}
+            limits = {"max_message": upstreams.max_message, "write_bytes": write_bytes, "socket_bytes": socket_bytes}
             return Leg(Side.MODEL, warm, warm.on_text, realtime.is_audio_delta, **limits)
 
-        spares = cls(upstream, number, seconds, make_leg)
+        spares = cls(upstreams, number, seconds, make_leg)
         async with asyncio.TaskGroup() as tasks:
             keeping = tasks.create_task(spares._keep(), name="spares")
             try:
@@ -108,13 +108,16 @@ class Spares:
             return None
         self._remember(target)
         self._changed.set()
+        config = self._upstreams.config(target.upstream)
+        for stale in [each for each in self._held if each.target == target and each.config != config]:
+            stale.leave()  # the rulebook says otherwise now: of the server, or the key
         warm = next((each for each in self._held if each.target == target and each.is_ready), None)
         if warm is None:
             self.counts.missed += 1
             return None
         self._held.remove(warm)
         self.counts.taken += 1
-        self._pause = 0.0
+        self._pauses.pop(target.upstream, None)
         return warm.give()
 
     def stop(self) -> None:
@@ -136,43 +139,52 @@ class Spares:
             self._held.remove(warm)
         self._changed.set()
 
-    def on_spoiled(self, why: str) -> None:
-        """One cannot be used, before its time: so the next dial had better wait."""
+    def on_spoiled(self, upstream: str, why: str) -> None:
+        """One cannot be used, before its time: so the next dial of its upstream had better wait."""
         now = self._loop.time()
         self.counts.failed += 1
-        if now < self._not_before:  # the fault that is being waited for already
+        before = self._pauses.get(upstream, _Pause(0.0, 0.0))
+        if now < before.until:  # the fault that is being waited for already
             return
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-        self._not_before = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-        log.warning("spare_failed", why=why, pause_seconds=self._pause)
+        seconds = min(max(2 * before.seconds, _FIRST_PAUSE), _LONGEST_PAUSE)
+        until = now + seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+        self._pauses[upstream] = _Pause(seconds, until)
+        log.warning("spare_failed", upstream=upstream, why=why, pause_seconds=seconds)
 
-    def on_old(self) -> None:
+    def on_old(self, upstream: str) -> None:
         """One lived to its end: the server keeps them."""
-        self._pause = 0.0
+        self._pauses.pop(upstream, None)
 
     # The task
 
     async def _keep(self) -> None:
         while True:
             self._changed.clear()
-            target, pause = self._lacking(), self._not_before - self._loop.time()
+            target, at = self._lacking()
             if target is None:
-                await self._changed.wait()
-            elif pause > 0:
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(at):
+                        await self._changed.wait()
             else:
                 try:
                     await self._dial(target)
                 except Exception:
                     log.exception("spares_failed")  # a bug of ours, which calls can do without
-                    self.on_spoiled("internal error of the relay")
+                    self.on_spoiled(target.upstream, "internal error of the relay")
 
-    def _lacking(self) -> Target | None:
-        """The target that the next one is for: of those with the fewest, the one that was asked for last."""
+    def _lacking(self) -> tuple[Target | None, float | None]:
+        """The target that the next one is for: of those with the fewest, the one that was asked for last.
+
+        Where there is none for now, when to look again; None: not before something changes.
+        """
         if self._is_stopped or len(self._held) >= self._number:
-            return None
+            return None, None
         has = Counter(warm.target for warm in self._held if warm.is_ready)
-        return min(reversed(self._asked), key=lambda target: has[target], default=None)
+        asked = [target for target in reversed(self._asked) if self._upstreams.config(target.upstream) is not None]
+        starts = {target: self._pauses[target.upstream].until for target in asked if target.upstream in self._pauses}
+        now = self._loop.time()
+        target = min((each for each in asked if starts.get(each, now) <= now), key=lambda each: has[each], default=None)
+        return target, min(starts.values(), default=None)
 
     def _remember(self, target: Target) -> None:
         now = self._loop.time()
@@ -184,17 +196,19 @@ class Spares:
         self._asked[target] = now
 
     async def _dial(self, target: Target) -> None:
-        warm = _Warm(self, target, self._make_leg, self._seconds)
+        warm = _Warm(self, target, self._upstreams.config(target.upstream), self._make_leg, self._seconds)
         self._held.append(warm)
         try:
-            await self._upstream.dial(target, warm.leg)
-            async with asyncio.timeout(self._upstream.dial_seconds):
+            await self._upstreams.dial(target, warm.leg)
+            async with asyncio.timeout(self._upstreams.dial_seconds):
                 await warm.settled.wait()
-            self.counts.dialled += warm.is_ready
+            if warm.is_ready:
+                self.counts.dialled += 1
+                self._upstreams.serve(target.upstream)
         except DialError as error:
-            self.on_spoiled(error.code)
+            self.on_spoiled(target.upstream, error.code)
         except TimeoutError:
-            self.on_spoiled("no session.created")
+            self.on_spoiled(target.upstream, "no session.created")
         finally:
             if not warm.is_ready:
                 warm.leave()
@@ -213,11 +227,21 @@ class Spares:
                 warm.leg.abort()
 
 
+class _Pause(NamedTuple):
+    """Before the next dial of an upstream: how long it is, and when it ends."""
+
+    seconds: float
+    until: float
+
+
 class _Warm:
     """The owner of a leg that nobody has taken: whatever happens to it beside text ends it."""
 
-    def __init__(self, spares: Spares, target: Target, make_leg: "_MakeLeg", seconds: float) -> None:
+    def __init__(
+        self, spares: Spares, target: Target, config: UpstreamConfig | None, make_leg: "_MakeLeg", seconds: float
+    ) -> None:
         self.target = target
+        self.config = config  # of the upstream, as it is dialled
         self.settled = asyncio.Event()  # it has a session, or will never have one
         self._spares = spares
         self._seconds = seconds
@@ -248,7 +272,7 @@ class _Warm:
 
     def _spoil(self, why: str, close: Close = _DONE) -> None:
         if not self._is_leaving:
-            self._spares.on_spoiled(why)
+            self._spares.on_spoiled(self.target.upstream, why)
             self._close(close)
 
     def _close(self, close: Close) -> None:
@@ -274,7 +298,7 @@ class _Warm:
     def _look(self) -> None:
         self._looks += 1
         if self._looks == _LOOKS:
-            self._spares.on_old()
+            self._spares.on_old(self.target.upstream)
             self.leave()
         elif self.leg.frames_in == self._seen:
             self._spoil("the server answered no ping")

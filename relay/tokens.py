@@ -1,17 +1,16 @@
-"""Tokens: JWTs that say who may do what. Reads, checks and writes them."""
+"""Tokens: JWTs that say who may do what. Reads their claims and writes them; who may sign is for ``relay.keys``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jwt
 
-from relay.admission import Refused
-
-_BROWSER_PREFIX: Final = "ek_"  # client tokens look like OpenAI's: its SDKs accept no other in a browser
+BROWSER_PREFIX: Final = "ek_"  # client tokens look like OpenAI's: its SDKs accept no other in a browser
 LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
 RESUME_SECONDS: Final = 7200  # at most, for which a client key may bring its call back after its own time is over
 SCOPES: Final = frozenset({"call", "control", "read", "mint"})
+_TENANT_LETTERS: Final = 128  # it is part of keys, of logs and of labels that people read
 
 
 class BadToken(Exception):
@@ -24,95 +23,48 @@ class Claims:
 
     tenant: str
     scope: frozenset[str]
-    agent: str = "default"
+    agent: str | None = None
     plan: str | None = None
     call: str | None = None
     jti: str | None = None
+    origin: str | None = None  # the pages that may use it
     session: bool = False  # the call was reserved with a session of its own
     resumes: bool = False  # the token's time is over but for a call that lives
-    browser: bool = field(default=False)  # a client token: tighter limits
+    browser: bool = False  # a client's token: tighter limits
 
 
-def verify(token: str, secrets: Sequence[str]) -> Claims:
-    """Check a token's signature and time and return its claims; any of ``secrets`` may have signed it.
+def read_claims(payload: Mapping[str, Any], *, has_prefix: bool) -> Claims:
+    """Read the claims of a token whose signature is good; ``has_prefix``: it came with the prefix of client tokens.
 
-    Raises:
-        BadToken: wrong signature, expired, or a claim is missing or of the wrong type.
-    """
-    browser = token.startswith(_BROWSER_PREFIX)
-    text = token.removeprefix(_BROWSER_PREFIX)
-    for secret in secrets:
-        try:
-            return _claims(_decode(text, secret, LEEWAY_SECONDS), browser)
-        except jwt.InvalidSignatureError:
-            continue
-        except jwt.ExpiredSignatureError:
-            return replace(_claims(_expired(text, secret), browser), resumes=True)
-        except jwt.MissingRequiredClaimError as error:
-            raise BadToken(f"The token has no {error.claim!r} claim.") from None
-        except (jwt.InvalidTokenError, UnicodeError, ValueError, OverflowError):  # the last: an exp beyond all time
-            raise BadToken("The token is malformed.") from None
-    raise BadToken("The token's signature is wrong.")
-
-
-def _decode(text: str, secret: str, leeway: float) -> dict[str, Any]:
-    options: Any = {"require": ["exp", "tenant", "scope"], "verify_aud": False}
-    payload: dict[str, Any] = jwt.decode(text, secret, algorithms=["HS256"], leeway=leeway, options=options)
-    return payload
-
-
-def _expired(text: str, secret: str) -> dict[str, Any]:
-    """What a token says that is too old to begin anything: one for a call may still resume it for a while."""
-    try:
-        payload = _decode(text, secret, LEEWAY_SECONDS + RESUME_SECONDS)
-        seconds = payload.get("resume_seconds")
-        if not payload.get("call") or not isinstance(seconds, int) or seconds <= 0:
-            raise BadToken("The token has expired.")
-        return _decode(text, secret, LEEWAY_SECONDS + min(seconds, RESUME_SECONDS))
-    except jwt.InvalidTokenError:
-        raise BadToken("The token has expired.") from None
-
-
-def authenticate(token: str | None, secrets: Sequence[str], scope: str) -> Claims:
-    """Return the claims of a token that has the scope.
+    The prefix alone proves nothing, for whoever holds the token can take it off: what was signed for a client says so.
 
     Raises:
-        Refused: 401 without a good token, 403 without the scope.
+        BadToken: a claim is of the wrong type.
     """
-    if token is None:
-        text = "No token: send 'Authorization: Bearer <token>' or the subprotocol 'openai-insecure-api-key.<token>'."
-        raise Refused(401, "missing_token", text, kind="authentication_error")
-    try:
-        claims = verify(token, secrets)
-    except BadToken as error:
-        raise Refused(401, "invalid_api_key", str(error), kind="authentication_error") from None
-    if claims.resumes and scope != "call":
-        raise Refused(401, "invalid_api_key", "The token has expired.", kind="authentication_error")
-    if scope not in claims.scope:
-        raise Refused(403, "missing_scope", f"The token lacks the scope {scope!r}.", kind="permission_error")
-    return claims
-
-
-def _claims(payload: dict[str, Any], browser: bool) -> Claims:
     tenant, scope = payload["tenant"], payload["scope"]
-    if not isinstance(tenant, str) or not tenant:
-        raise BadToken("The token's 'tenant' must be a string.")
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= _TENANT_LETTERS or not tenant.isprintable():
+        raise BadToken(f"The token's 'tenant' must be a string of 1 to {_TENANT_LETTERS} printable characters.")
+    if isinstance(scope, str):  # as OAuth writes it (RFC 8693, section 4.2)
+        scope = scope.split()
     if not isinstance(scope, list) or not all(isinstance(entry, str) for entry in scope):
-        raise BadToken("The token's 'scope' must be a list of strings.")
-    for name in ("agent", "plan", "call", "jti"):
-        if not isinstance(payload.get(name, ""), str):
-            raise BadToken(f"The token's {name!r} must be a string.")
-    if not isinstance(payload.get("session", False), bool):
-        raise BadToken("The token's 'session' must be true or false.")
+        raise BadToken("The token's 'scope' must be a list of strings, or one string with spaces.")
+    for name in ("agent", "plan", "call", "jti", "origin"):
+        if name in payload and (not isinstance(payload[name], str) or not payload[name]):
+            raise BadToken(f"The token's {name!r} must be a string that is not empty.")
+    for name in ("session", "browser"):
+        if not isinstance(payload.get(name, False), bool):
+            raise BadToken(f"The token's {name!r} must be true or false.")
+    origin = payload.get("origin")
     return Claims(
         tenant=tenant,
         scope=frozenset(scope),
-        agent=payload.get("agent", "default"),
+        agent=payload.get("agent"),
         plan=payload.get("plan"),
         call=payload.get("call"),
         jti=payload.get("jti"),
+        origin=origin,
         session=payload.get("session", False),
-        browser=browser,
+        browser=has_prefix or payload.get("browser", False) or origin is not None,
     )
 
 
@@ -124,6 +76,9 @@ def mint(
     expires_at: float,
     session: bool = False,
     resume_seconds: int = 0,
+    browser: bool = False,
+    issuer: str | None = None,
+    audience: str | None = None,
     **claims: str | None,
 ) -> str:
     """Sign a token.
@@ -135,12 +90,15 @@ def mint(
         expires_at: seconds since the epoch.
         session: whether its call was reserved with a session of its own.
         resume_seconds: for how long after that it may bring its call back, if that lives.
-        claims: agent, plan, call and jti; None leaves one out.
+        browser: whether it is for a client, which is held to tighter limits.
+        issuer: the ``iss`` claim, where nodes ask for one.
+        audience: the ``aud`` claim, where nodes ask for one.
+        claims: agent, plan, call, jti and origin; None leaves one out.
     """
     payload: dict[str, Any] = {"tenant": tenant, "scope": list(scope), "exp": int(expires_at)}
-    payload |= {name: value for name, value in claims.items() if value is not None}
-    if session:
-        payload["session"] = True
+    named = {"iss": issuer, "aud": audience, **claims}
+    payload |= {name: value for name, value in named.items() if value is not None}
+    payload |= {name: True for name, holds in (("session", session), ("browser", browser)) if holds}
     if resume_seconds:
         payload["resume_seconds"] = resume_seconds
     return jwt.encode(payload, secret, algorithm="HS256")

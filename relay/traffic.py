@@ -38,7 +38,7 @@ class Traffic:
     def passed(self) -> Passed:
         """Count what went straight from leg to leg."""
         client, model = self._sum(Side.CLIENT), self._sum(Side.MODEL)
-        return Passed(client[0] - client[2], model[0] - model[2], model[1] - model[3])
+        return Passed(client[0] - client[2], client[1] - client[3], model[0] - model[2], model[1] - model[3])
 
     def received(self, side: Side) -> tuple[int, int]:
         """Frames and bytes that came from one side."""

@@ -104,6 +104,10 @@ class Keys:
         """A node's heartbeat key. It is in several partitions; who looks for it looks in `tag_of(node)`."""
         return f"{self._stem(tag)}:alive:{node}"
 
+    def account(self, tag: str, kind: str, home: str, *parts: str) -> str:
+        """A key of a tenant's account, or of one that a region has for all; the home as in `index`, a tenant last."""
+        return ":".join((self._stem(tag), kind, home, *parts))
+
     def _stem(self, tag: str) -> str:
         return f"{self._prefix}:{{{tag}}}"
 

@@ -40,6 +40,8 @@ class Site:
             "RELAY_PORT": "0",
             "RELAY_OPS_PORT": "0",
             "RELAY_JWT_SECRET": self._secret,
+            "RELAY_IP_CONNECTIONS": "0",  # all of them come from one address
+            "RELAY_IP_STARTS_PER_MINUTE": "0",
             "REDIS_URL": self._redis_url,
             "RELAY_UPSTREAM_URL": upstream,
             "RELAY_UPSTREAM_KEY": "bench",

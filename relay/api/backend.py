@@ -24,7 +24,7 @@ from fanout import (
 from fanout.core.envelope import EnvelopeError
 from fanout.ids import region_of
 from fanout.items import ItemBody, hangup_message
-from relay.admission import Refused
+from relay.admission import Refused, choose_agent
 from relay.api import minting, transcript
 from relay.api.binding import Asked, answer_json, answer_refusal
 from relay.api.reading import read_event, read_item
@@ -40,7 +40,8 @@ from relay.api.schema import (
     Waiting,
 )
 from relay.call import Services
-from relay.tokens import LEEWAY_SECONDS, RESUME_SECONDS, mint
+from relay.rulebook.plans import Plan
+from relay.tokens import LEEWAY_SECONDS, RESUME_SECONDS, Claims
 
 
 class Backend:
@@ -110,9 +111,9 @@ class Backend:
     async def put_item(self, asked: Asked[PutQuery, Tracing, ItemBody]) -> web.Response:
         """``POST …/items``: put a message or a tool result into a live call, through any node."""
         traceparent = asked.headers.traceparent or None
-        return await self._put(
-            asked, read_item(asked.body, wall=self._services.wall(), traceparent=traceparent), asked.query
-        )
+        message = read_item(asked.body, wall=self._services.wall(), traceparent=traceparent)
+        await self._spend(asked.caller)
+        return await self._put(asked, message, asked.query)
 
     async def put_event(self, asked: Asked[EventQuery, Tracing, EventBody]) -> web.Response:
         """``POST …/events``: send the model what the call's client could send it."""
@@ -123,6 +124,7 @@ class Backend:
             expires_at=self._services.wall() + asked.query.expires_in_ms / 1000,
             traceparent=asked.headers.traceparent or None,
         )
+        await self._spend(asked.caller)
         return await self._put(asked, message, asked.query)
 
     async def hang_up(self, asked: Asked[Waiting, Tracing, None]) -> web.Response:
@@ -133,6 +135,18 @@ class Backend:
         if receipt.status is Status.APPLIED or ended_meanwhile:
             return answer_json(await self._whole_call(asked))
         return self._answer_receipt(receipt, 202)
+
+    async def _spend(self, caller: Claims) -> None:
+        """Count a message against what the tenant's plan allows in a second."""
+        plan, services = self._plan(caller), self._services
+        share = services.rulebook().share(services.settings.region)
+        await services.accounting.spend_message(caller.tenant, plan, share)
+
+    def _plan(self, caller: Claims) -> Plan:
+        plan = self._services.rulebook().plan_for(caller.tenant, caller.plan)
+        if plan is None:
+            raise Refused(403, "unknown_plan", f"This node has no plan {caller.plan!r}.", kind="permission_error")
+        return plan
 
     async def _put(self, asked: Asked[Any, Any, Any], message: Message, query: PutQuery) -> web.Response:
         wait = Status(query.wait)
@@ -158,34 +172,38 @@ class Backend:
     async def create_client_secret(self, asked: Asked[None, None, SecretBody]) -> web.Response:
         """``POST …/client_secrets``: a short-lived key for one new call, in OpenAI's shape."""
         services, caller, body = self._services, asked.caller, asked.body
-        agent = services.settings.agents.get(caller.agent)
+        name, origin = choose_agent(caller.agent, body.agent), minting.origin(body, caller.origin)
+        agent = services.rulebook().agent_for(name, caller.tenant)
         if agent is None:
-            raise Refused(403, "unknown_agent", f"This node has no agent {caller.agent!r}.", kind="permission_error")
+            raise Refused(403, "unknown_agent", f"This node has no agent {name!r}.", kind="permission_error")
+        self._plan(caller)  # of a plan that nobody knows the key would open nothing
         session, seconds = minting.session_defaults(body), minting.lifetime(body)
         call_id = new_call_id(self._bus.new_home())
         expires_at = int(services.wall()) + seconds
-        try:
-            kept = seconds + LEEWAY_SECONDS  # as long as some node may take the key
-            await self._bus.reserve(call_id, caller.tenant, seconds=kept, session=session)
-        except FanoutError as error:
-            raise bus_refusal(error) from None
-        value = mint(
-            services.settings.jwt_secrets[0],
+        jti = secrets.token_hex(16)
+        value = services.gate.sign(
             tenant=caller.tenant,
             scope=["call"],
             expires_at=expires_at,
             agent=agent.name,
             plan=caller.plan,
             call=call_id,
-            jti=secrets.token_hex(16),
+            jti=jti,
+            origin=origin,
             session=bool(session),
             resume_seconds=RESUME_SECONDS,
         )
+        try:
+            kept = seconds + LEEWAY_SECONDS  # as long as some node may take the key
+            await self._bus.reserve(call_id, caller.tenant, seconds=kept, session=session)
+        except FanoutError as error:
+            raise bus_refusal(error) from None
         answer = {
             "value": f"ek_{value}",
             "expires_at": expires_at,
             "session": minting.announced(body, f"sess_{secrets.token_hex(12)}", agent.model),
             "call_id": call_id,
+            "jti": jti,
         }
         return answer_json(answer, headers={"X-Call-Id": call_id, "Cache-Control": "no-store"})
 

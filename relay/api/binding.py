@@ -1,16 +1,18 @@
 """Makes aiohttp's handlers of the table's routes: token first, then query, headers and body, each as the table says."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from relay.admission import Refused, bearer
 from relay.api.reading import read_body, read_headers, read_query
 from relay.api.routes import Kind, Route
-from relay.tokens import Claims, authenticate
+from relay.front import welcome
+from relay.gatekeeper import Gatekeeper
+from relay.tokens import Claims
 
 Q = TypeVar("Q")
 H = TypeVar("H")
@@ -35,15 +37,17 @@ class Asked(Generic[Q, H, B]):
         return self.request.match_info["call_id"]
 
 
-def bind(route: Route, handler: Callable[..., Awaitable[web.StreamResponse]], secrets: Sequence[str]) -> Handler:
+def bind(route: Route, handler: Callable[..., Awaitable[web.StreamResponse]], gate: Gatekeeper) -> Handler:
     """Make the handler that aiohttp calls. One of a route without a scope, or that upgrades, gets the bare request."""
     if route.scope is None or route.kind is Kind.UPGRADE:
         return handler
     scope = route.scope
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        caller = authenticate(bearer(request.headers), secrets, scope)
+        origin = request.headers.get(hdrs.ORIGIN)
+        caller = await gate.authenticate(bearer(request.headers), scope, origin=origin)
         _check_call(caller, request.match_info.get("call_id"))
+        welcome(request)
         query = read_query(request.query, route.query) if route.query else None
         headers = read_headers(request.headers, route.headers) if route.headers else None
         raw = await request.read() if route.body else b""

@@ -10,11 +10,28 @@ from relay.api.schema import ExpiresAfter, SecretBody, SessionDefaults
 
 _SESSION_BYTES: Final = 64 * 1024
 _OBJECTS: Final = {"realtime": "realtime.session", "transcription": "realtime.transcription_session"}
+_KNOWN_PORTS: Final = {"https": ":443", "http": ":80"}
 
 
 def lifetime(body: SecretBody) -> int:
     """Return for how many seconds the secret can be used."""
     return int((body.expires_after or ExpiresAfter()).seconds)
+
+
+def origin(body: SecretBody, callers: str | None) -> str | None:
+    """Return the origin whose pages alone may use the secret, as browsers write it; None for all that the node allows.
+
+    Raises:
+        Refused: 403 if the caller's token is for pages of another.
+    """
+    wanted = body.origin
+    if wanted is not None:
+        scheme = wanted.partition(":")[0]
+        wanted = wanted.removesuffix(_KNOWN_PORTS.get(scheme, ""))  # which no browser writes
+    if callers is not None and wanted not in {None, callers}:
+        text = f"The token is for pages of {callers} alone."
+        raise Refused(403, "origin_not_allowed", text, kind="permission_error", param="origin")
+    return wanted or callers
 
 
 def session_defaults(body: SecretBody) -> bytes:

@@ -7,8 +7,9 @@ from typing import Any, Final, get_args
 import msgspec
 
 from fanout.items import ITEMS
-from relay.api.routes import Answer, Kind, Route, Shape
+from relay.api.routes import Kind, Route
 from relay.api.schema import Paths, Refusal, SessionDefaults
+from relay.api.statuses import Answer, Shape
 
 VERSION: Final = "1"  # of the surface, as the paths have it
 _REF: Final = "#/components/schemas/{name}"
@@ -19,10 +20,16 @@ and make keys for their clients. Any node answers for every call of the fleet, w
 Errors have OpenAI's shape. What is answered with 503 is over soon: `Retry-After` says when to come again.\
 """
 _SCOPES: Final = (
-    "A token is a JWT (HS256) with `exp`, `tenant`, `scope` (a list of `call`, `control`, `read`, `mint`) and, if "
-    "wanted, `agent`."
+    "A token is a JWT with `exp`, `tenant`, `scope` (a list, or one text with spaces, of `call`, `control`, `read`, "
+    "`mint`) and, if wanted, `agent`, `plan`, `call`, `origin` and `jti`, signed with a secret of the fleet (HS256) "
+    "or, where a JWKS URL is configured, with a key of that (RS256, ES256, EdDSA)."
 )
-_TEXTS: Final = {"application/json": "object", "text/plain": "string", "text/html": "string"}  # a stream has no schema
+_TEXTS: Final = {  # of the others: a stream has no schema
+    "application/json": "object",
+    "text/plain": "string",
+    "text/html": "string",
+    "text/csv": "string",
+}
 _VARIABLE: Final = re.compile(r"{(\w+)}")
 
 
@@ -104,7 +111,7 @@ def _response(answer: Answer) -> dict[str, Any]:
 
 
 def _body(media: str, shape: Shape | None, codes: tuple[str, ...]) -> dict[str, Any]:
-    if shape is Refusal:
+    if shape is not None and issubclass(shape, Refusal):
         code = {"properties": {"code": {"enum": list(codes)}}}
         return {"schema": {"allOf": [_reference(shape)], "properties": {"error": code}}}
     if shape is not None:

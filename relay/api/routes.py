@@ -3,11 +3,9 @@ from it (``relay.http``, ``relay.api.openapi``). Pure; a route names its handler
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from typing import Final, NamedTuple
-
-import msgspec
+from typing import Final
 
 from fanout.items import ItemBody
 from relay.api.schema import (
@@ -15,11 +13,13 @@ from relay.api.schema import (
     CallList,
     EventBody,
     EventQuery,
+    HalfRevoked,
     ListQuery,
     PutQuery,
     RealtimeQuery,
     Receipt,
-    Refusal,
+    Revocation,
+    RevocationBody,
     Secret,
     SecretBody,
     StreamHeaders,
@@ -27,11 +27,25 @@ from relay.api.schema import (
     Tracing,
     Transcript,
     TranscriptQuery,
+    UsageList,
+    UsageQuery,
     VoiceQuery,
     Waiting,
 )
-
-Shape = type[msgspec.Struct]
+from relay.api.statuses import (
+    AWAY,
+    NO_CALL,
+    PUT,
+    TOKEN,
+    UPGRADE,
+    WRONG,
+    Answer,
+    Shape,
+    busy,
+    complete,
+    error,
+    in_json,
+)
 
 
 class Kind(Enum):
@@ -40,15 +54,6 @@ class Kind(Enum):
     PLAIN = auto()
     STREAM = auto()  # server-sent events
     UPGRADE = auto()  # a WebSocket; the handler checks the token itself, which may come as a subprotocol
-
-
-class Answer(NamedTuple):
-    """One status: what it means, and the type of its body by content type, or the codes of its error."""
-
-    text: str
-    bodies: Mapping[str, Shape | None] = {}  # None: a text of that content type
-    codes: tuple[str, ...] = ()
-    headers: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,103 +75,10 @@ class Route:
     answers: Mapping[int, Answer] = field(default_factory=dict)
 
 
-def _json(shape: Shape, text: str, **headers: str) -> Answer:
-    return Answer(text, {"application/json": shape}, headers={key.replace("_", "-"): headers[key] for key in headers})
-
-
-def _error(text: str, *codes: str) -> Answer:
-    return Answer(text, {"application/json": Refusal}, codes)
-
-
-def _busy(text: str, *codes: str) -> Answer:
-    """An error that is over soon."""
-    return Answer(text, {"application/json": Refusal}, codes, {"Retry-After": "Seconds after which to come again."})
-
-
-_TOKEN: Final = {
-    401: _error("No token, or none that can be accepted.", "missing_token", "invalid_api_key"),
-    403: _error(
-        "The token lacks the scope, or is for another call alone, or the page's origin is not allowed.",
-        "missing_scope",
-        "token_for_one_call",
-        "origin_not_allowed",
-    ),
-}
-_NO_CALL: Final = {404: _error("No such call of this tenant.", "call_not_found")}
-_WRONG: Final = {422: _error("A wrong value; `param` names it.", "invalid_value")}
-_AWAY: Final = {
-    503: _busy(
-        "The call's Redis does not answer, or is new and does not know yet: ask again.",
-        "region_unreachable",
-        "call_state_unknown",
-    )
-}
-_PUT: Final = {
-    200: _json(Receipt, "The receipt: the step that was waited for is reached, or the message ended otherwise."),
-    202: _json(Receipt, "The receipt so far, at the timeout. The message goes on by itself."),
-    400: _error("No JSON.", "invalid_json"),
-    **_TOKEN,
-    **_NO_CALL,
-    409: _error(
-        "The call's client has not come yet; or the id was used for another message; or the tool call is unknown or "
-        "has its result.",
-        "call_not_started",
-        "idempotency_conflict",
-        "unknown_tool_call",
-        "tool_call_answered",
-        "malformed_message",
-    ),
-    410: _error("The call has ended; or the tool call is no longer waited for.", "call_ended", "tool_call_late"),
-    413: _error("Too large.", "body_too_large", "message_too_large"),
-    **_WRONG,
-    429: _busy("The call has as many unanswered messages as it may.", "inbox_full"),
-    503: _busy(
-        "The call's Redis does not answer, or is new and does not know yet, or earlier messages of this node are in "
-        "the way: repeat with the same `id`.",
-        "region_unreachable",
-        "call_state_unknown",
-        "bus_busy",
-    ),
-}
-_UPGRADE: Final = {
-    101: Answer("A WebSocket."),
-    400: _error(
-        "The query or the handshake is wrong.",
-        "missing_model",
-        "contradictory_query",
-        "call_id_not_supported",
-        "invalid_key",
-    ),
-    401: _TOKEN[401],
-    403: _error(
-        "The token lacks the scope, the page's origin is not allowed, or the node has no such agent.",
-        "missing_scope",
-        "origin_not_allowed",
-        "unknown_agent",
-    ),
-    404: _error(
-        "No such call of this tenant; or the call of this client secret is no longer reserved.",
-        "call_id_not_found",
-        "call_not_found",
-    ),
-    409: _error("The call of this client secret has its client.", "call_in_use"),
-    410: _error("The call has ended.", "call_ended"),
-    **_WRONG,
-    426: _error("No WebSocket handshake.", "upgrade_required", "unsupported_version"),
-    503: _busy(
-        "The node takes no calls now, or the call's Redis does not answer or does not know yet: connect again.",
-        "node_draining",
-        "node_full",
-        "region_unreachable",
-        "call_state_unknown",
-        "bus_busy",
-    ),
-}
-
-CLIENTS, CALLS, MESSAGES, ABOUT = "Clients", "Calls", "Messages", "About"
+CLIENTS, CALLS, MESSAGES, TENANT, ABOUT = "Clients", "Calls", "Messages", "Tenant", "About"
 _CALL: Final = "/v1/realtime/calls/{call_id}"
 
-ROUTES: Final = (
+_TABLE: Final = (
     Route(
         name="realtime",
         method="GET",
@@ -179,7 +91,7 @@ ROUTES: Final = (
         scope="call",
         kind=Kind.UPGRADE,
         query=RealtimeQuery,
-        answers=_UPGRADE,
+        answers=UPGRADE,
     ),
     Route(
         name="voice",
@@ -193,26 +105,28 @@ ROUTES: Final = (
         scope="call",
         kind=Kind.UPGRADE,
         query=VoiceQuery,
-        answers=_UPGRADE,
+        answers=UPGRADE,
     ),
     Route(
         name="create_client_secret",
         method="POST",
         path="/v1/realtime/client_secrets",
         title="Make a key for a client",
-        text="A short-lived key for one new call, in OpenAI's shape, bound to the tenant and the agent of this token. "
-        "The answer names the call, so it can be watched before its client connects.",
+        text="A short-lived key for one new call, in OpenAI's shape, bound to the tenant and the plan of this token, "
+        "to an agent and, if wanted, to the pages of one origin. The answer names the call, so it can be watched "
+        "before its client connects, and the key's id, by which it can be revoked.",
         group=CLIENTS,
         scope="mint",
         body=SecretBody,
         answers={
-            200: _json(Secret, "The key.", X_Call_Id="The call that it is for."),
-            400: _error("No JSON.", "invalid_json"),
-            401: _TOKEN[401],
-            403: _UPGRADE[403],
-            413: _error("The body, or the session in it, is too large.", "body_too_large", "session_too_large"),
-            **_WRONG,
-            503: _AWAY[503],
+            200: in_json(Secret, "The key.", X_Call_Id="The call that it is for."),
+            400: error("No JSON.", "invalid_json"),
+            401: TOKEN[401],
+            403: error(f"{UPGRADE[403].text} Or the token is for one call.", *UPGRADE[403].codes, "token_for_one_call"),
+            413: error("The body, or the session in it, is too large.", "body_too_large", "session_too_large"),
+            **WRONG,
+            501: error("The node has no secret to sign with: keys are made elsewhere.", "minting_not_configured"),
+            503: AWAY[503],
         },
     ),
     Route(
@@ -222,7 +136,7 @@ ROUTES: Final = (
         title="WebRTC is not served",
         text="What the Agents SDK tries by default in browsers. The error says what to set instead.",
         group=CLIENTS,
-        answers={501: _error("Use the WebSocket transport.", "webrtc_not_supported")},
+        answers={501: error("Use the WebSocket transport.", "webrtc_not_supported")},
     ),
     Route(
         name="list_calls",
@@ -235,11 +149,11 @@ ROUTES: Final = (
         scope="read",
         query=ListQuery,
         answers={
-            200: _json(CallList, "A page of calls."),
-            **_TOKEN,
-            404: _error("`after` names no call of this tenant.", "call_not_found"),
-            **_WRONG,
-            **_AWAY,
+            200: in_json(CallList, "A page of calls."),
+            **TOKEN,
+            404: error("`after` names no call of this tenant.", "call_not_found"),
+            **WRONG,
+            **AWAY,
         },
     ),
     Route(
@@ -250,7 +164,7 @@ ROUTES: Final = (
         text="A call with its usage and its transcript so far; why it ended, if it did, for an hour.",
         group=CALLS,
         scope="read",
-        answers={200: _json(Call, "The call."), **_TOKEN, **_NO_CALL, **_AWAY},
+        answers={200: in_json(Call, "The call."), **TOKEN, **NO_CALL, **AWAY},
     ),
     Route(
         name="show_transcript",
@@ -264,10 +178,10 @@ ROUTES: Final = (
         query=TranscriptQuery,
         answers={
             200: Answer("The transcript.", {"application/json": Transcript, "text/plain": None}),
-            **_TOKEN,
-            **_NO_CALL,
-            **_WRONG,
-            **_AWAY,
+            **TOKEN,
+            **NO_CALL,
+            **WRONG,
+            **AWAY,
         },
     ),
     Route(
@@ -287,11 +201,11 @@ ROUTES: Final = (
         headers=StreamHeaders,
         answers={
             200: Answer("The events, until the call ends.", {"text/event-stream": None}),
-            **_TOKEN,
-            **_NO_CALL,
-            410: _error("The call has ended. What is kept of it can be read with `Last-Event-ID`.", "call_ended"),
-            **_WRONG,
-            503: _busy(
+            **TOKEN,
+            **NO_CALL,
+            410: error("The call has ended. What is kept of it can be read with `Last-Event-ID`.", "call_ended"),
+            **WRONG,
+            503: busy(
                 "The call's Redis does not answer, or is new and does not know yet; or this node follows as many calls "
                 "as it can, or is shutting down: connect again.",
                 "region_unreachable",
@@ -312,15 +226,15 @@ ROUTES: Final = (
         query=Waiting,
         headers=Tracing,
         answers={
-            200: _json(Call, "The call is being ended."),
-            202: _PUT[202],
-            **_TOKEN,
-            **_NO_CALL,
-            409: _error("The call's client has not come yet.", "call_not_started"),
-            410: _error("The call has ended already.", "call_ended"),
-            **_WRONG,
-            429: _PUT[429],
-            503: _PUT[503],
+            200: in_json(Call, "The call is being ended."),
+            202: PUT[202],
+            **TOKEN,
+            **NO_CALL,
+            409: error("The call's client has not come yet.", "call_not_started"),
+            410: error("The call has ended already.", "call_ended"),
+            **WRONG,
+            429: PUT[429],
+            503: PUT[503],
         },
     ),
     Route(
@@ -335,7 +249,7 @@ ROUTES: Final = (
         query=PutQuery,
         headers=Tracing,
         body=ItemBody,
-        answers=_PUT,
+        answers=PUT,
     ),
     Route(
         name="put_event",
@@ -349,7 +263,7 @@ ROUTES: Final = (
         query=EventQuery,
         headers=Tracing,
         body=EventBody,
-        answers={**_PUT, 422: _error("A wrong value; `param` names it.", "invalid_value", "audio_not_allowed")},
+        answers={**PUT, 422: error("A wrong value; `param` names it.", "invalid_value", "audio_not_allowed")},
     ),
     Route(
         name="show_receipt",
@@ -360,15 +274,59 @@ ROUTES: Final = (
         group=MESSAGES,
         scope="read",
         answers={
-            200: _json(Receipt, "The receipt."),
-            **_TOKEN,
-            404: _error("No such call of this tenant, or no such message.", "call_not_found", "message_not_found"),
-            503: _busy(
+            200: in_json(Receipt, "The receipt."),
+            **TOKEN,
+            404: error("No such call of this tenant, or no such message.", "call_not_found", "message_not_found"),
+            503: busy(
                 "The call's Redis does not answer, or is new and does not know yet; or a newer version of the relay "
                 "wrote the receipt: ask again.",
                 "region_unreachable",
                 "call_state_unknown",
                 "receipt_unreadable",
+            ),
+        },
+    ),
+    Route(
+        name="show_usage",
+        method="GET",
+        path="/v1/usage",
+        title="Read what was used",
+        text="What the tenant's calls used, in sums by day, agent and region. Nodes report every few seconds and at a "
+        "call's end, and no report counts twice. JSON says in `unreachable_regions` which regions are missing; where "
+        "JSON lines or CSV, which have no place for that, are wanted, the answer is 503 then. CSV has always the same "
+        "columns; a name that a spreadsheet would take for a formula has a `'` before it.",
+        group=TENANT,
+        scope="read",
+        query=UsageQuery,
+        answers={
+            200: Answer("The sums.", {"application/json": UsageList, "application/jsonl": None, "text/csv": None}),
+            **TOKEN,
+            **WRONG,
+            503: busy("The Redis of a region does not answer: ask again.", "region_unreachable"),
+        },
+    ),
+    Route(
+        name="revoke_token",
+        method="POST",
+        path="/v1/tokens/revoke",
+        title="Revoke a token",
+        text="A token of this tenant, or a client secret, opens nothing any more: every node of the fleet knows within "
+        "a few seconds, and ends calls that were opened with it. The same again does no harm.",
+        group=TENANT,
+        scope="mint",
+        body=RevocationBody,
+        answers={
+            200: in_json(Revocation, "It is revoked."),
+            400: error("No JSON.", "invalid_json"),
+            **TOKEN,
+            413: error("Too large.", "body_too_large"),
+            **WRONG,
+            429: busy("As many tokens are revoked as can be kept. This one is not.", "too_many_revocations"),
+            503: Answer(
+                "Some region could not be told: repeat it. `regions` and `unreachable_regions` say which.",
+                {"application/json": HalfRevoked},
+                ("region_unreachable",),
+                busy("").headers,
             ),
         },
     ),
@@ -390,4 +348,10 @@ ROUTES: Final = (
         group=ABOUT,
         answers={200: Answer("The page.", {"text/html": None})},
     ),
+)
+
+
+ROUTES: Final = tuple(
+    replace(each, answers=complete(each.answers, has_body=each.body is not None, has_scope=each.scope is not None))
+    for each in _TABLE
 )

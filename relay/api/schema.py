@@ -15,6 +15,11 @@ from fanout.items import Lifetime, MessageId
 _POSITION: Final = r"^[0-9]{1,20}-[0-9]{1,20}\Z"
 _POSITION_OR_NONE: Final = r"^([0-9]{1,20}-[0-9]{1,20})?\Z"
 _SECONDS: Final = "Seconds since the epoch."
+_AGENT: Final = "The agent of a new call, for a token that names none. Without it, `default`."
+_ORIGIN: Final = r"^[a-z][a-z0-9+.-]{0,30}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?\Z"
+_JTI: Final = r"^[ -~]{1,256}\Z"
+_DAY: Final[dict[str, Any]] = {"extra_json_schema": {"format": "date"}}
+_GROUPS: Final = r"^(day|agent|region)(,(day|agent|region)){0,2}\Z"
 
 
 def _said(text: str, *examples: Any, **limits: Any) -> Meta:
@@ -48,6 +53,7 @@ class RealtimeQuery(msgspec.Struct, frozen=True):
         Annotated[str, _said("A new call with this model. Without it, the agent's.", "gpt-realtime-2.1")] | UnsetType
     ) = UNSET
     intent: Annotated[str, _said("Instead of a model: `transcription`.")] | UnsetType = UNSET
+    agent: Annotated[str, _said(_AGENT)] | UnsetType = UNSET
     call_id: Annotated[str, _said("No new call: attach to this one.")] | UnsetType = UNSET
     audio: Annotated[str, _said("`1` with `call_id`: the call's audio too.")] | UnsetType = UNSET
 
@@ -56,6 +62,7 @@ class VoiceQuery(msgspec.Struct, frozen=True):
     """How a client without an SDK wants its call."""
 
     model: Annotated[str, _said("Without it, the agent's.")] | UnsetType = UNSET
+    agent: Annotated[str, _said(_AGENT)] | UnsetType = UNSET
     audio: Annotated[str, _said("`binary`: the model's audio comes as binary frames of raw PCM16.")] | UnsetType = UNSET
 
 
@@ -74,6 +81,24 @@ class TranscriptQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the transcript is written."""
 
     format: Annotated[Literal["json", "text"], _said("Without it, as the `Accept` header says.")] | UnsetType = UNSET
+
+
+class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which days' usage, summed how, and written how. Days are those of UTC."""
+
+    start_day: (
+        Annotated[str, _said("The first day. Without it, six days before the last.", "2026-11-01", **_DAY)] | UnsetType
+    ) = UNSET
+    end_day: (
+        Annotated[str, _said("The last day, at most 91 later. Without it, today.", "2026-11-30", **_DAY)] | UnsetType
+    ) = UNSET
+    agent: Annotated[str, _said("Only what calls of this agent used.")] | UnsetType = UNSET
+    group_by: Annotated[
+        str, _said("A sum for each of these, with commas between: `day`, `agent`, `region`.", pattern=_GROUPS)
+    ] = "day,agent"
+    format: (
+        Annotated[Literal["json", "jsonl", "csv"], _said("Without it, as the `Accept` header says.")] | UnsetType
+    ) = UNSET
 
 
 class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,6 +189,58 @@ class SecretBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "A session of the Realtime API. Fields that are not described go to the model as they are.",
                 {"type": "realtime", "model": "gpt-realtime-2.1", "instructions": "Be brief."},
                 extra={"one_of": (SessionDefaults,)},
+            ),
+        ]
+        | None
+    ) = None
+    agent: (
+        Annotated[
+            str,
+            _said(
+                "The agent of the call. Without it, the token's, else `default`. A token that names an agent makes "
+                "keys for no other.",
+                "support",
+                min_length=1,
+                max_length=128,
+            ),
+        ]
+        | None
+    ) = None
+    origin: (
+        Annotated[
+            str,
+            _said(
+                "The key opens its call only for pages of this origin, as browsers send it: in lower case, without a "
+                "path.",
+                "https://shop.example",
+                pattern=_ORIGIN,
+            ),
+        ]
+        | None
+    ) = None
+
+
+class RevocationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which token of the tenant opens nothing any more."""
+
+    jti: Annotated[
+        str,
+        _said(
+            "The token's `jti` claim; of a client secret it stands in the answer that it was made with.",
+            "0d1c7a52f3b84e6f",
+            pattern=_JTI,
+        ),
+    ]
+    expires_at: (
+        Annotated[
+            float,
+            _said(
+                "The token's `exp`: after it there is nothing to refuse. Without it, 400 days from now.",
+                1790000000,
+                ge=1_500_000_000,  # no duration, nor milliseconds, is taken for a time
+                le=99_999_999_999,
+                multiple_of=1,
+                extra_json_schema={"type": "integer"},
             ),
         ]
         | None
@@ -278,6 +355,52 @@ class Secret(msgspec.Struct, frozen=True):
     expires_at: Annotated[int, _said(_SECONDS)]
     session: Annotated[dict[str, Any], _said("The session that the call begins with.")]
     call_id: Annotated[str, _said("The call that it is for: it can be watched already.")]
+    jti: Annotated[str, _said("The key's id, to revoke it by.")]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What calls of a tenant used, summed; `day`, `agent` and `region` are null where they are summed over."""
+
+    object: Literal["realtime.usage"] = "realtime.usage"
+    day: Annotated[str | None, _said("Of UTC; a call over midnight counts on both.", "2026-11-21")] = None
+    agent: str | None = None
+    region: Annotated[str | None, _said("Of the nodes that held the calls.")] = None
+    calls: Annotated[int, _said("Calls that began.")] = 0
+    seconds: Annotated[float, _said("For which calls lasted.")] = 0.0
+    audio_seconds_in: Annotated[float, _said("Of audio that clients sent.")] = 0.0
+    audio_seconds_out: Annotated[float, _said("Of audio that the model made.")] = 0.0
+    responses: Annotated[int, _said("Of the model, those cut short too.")] = 0
+    messages: Annotated[int, _said("What backends put into calls and the model took.")] = 0
+    input_text_tokens: Annotated[int, _said("As the model's `response.done` says, like the next five.")] = 0
+    input_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    cached_tokens: Annotated[int, _said("Of the input tokens of all kinds, those that were cached.")] = 0
+    output_text_tokens: int = 0
+    output_audio_tokens: int = 0
+    transcription_tokens: Annotated[int, _said("Of transcribing what people said, in and out together.")] = 0
+    transcription_seconds: Annotated[float, _said("The same, of models that count seconds instead.")] = 0.0
+
+
+class UsageList(msgspec.Struct, frozen=True):
+    """Usage in the order of day, agent, region. What has none is left out."""
+
+    object: Literal["list"]
+    data: list[Usage]
+    has_more: Annotated[bool, _said("Never: there are no pages.")]
+    last_id: None
+    start_day: Annotated[str, _said("The first day that was looked at.")]
+    end_day: Annotated[str, _said("The last.")]
+    unreachable_regions: Annotated[list[str], _said("Regions whose usage is missing here.")]
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """A token that opens nothing any more."""
+
+    object: Literal["realtime.token.revocation"]
+    jti: str
+    expires_at: Annotated[int, _said(f"When the token expires, as far as is known. {_SECONDS}")]
+    regions: Annotated[list[str], _said("Whose nodes know of it, within a few seconds.")]
+    unreachable_regions: Annotated[list[str], _said("Whose nodes still take the token.")]
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -294,3 +417,13 @@ class Refusal(msgspec.Struct, frozen=True):
 
     error: Fault
     receipt: Annotated[Receipt, _said("Of a message that was rejected.")] | UnsetType = UNSET
+
+
+class HalfRevoked(Refusal, frozen=True, kw_only=True):
+    """What a revocation is answered with where some region could not be told; the others were."""
+
+    object: Literal["realtime.token.revocation"] | UnsetType = UNSET
+    jti: str | UnsetType = UNSET
+    expires_at: int | UnsetType = UNSET
+    regions: Annotated[list[str], _said("Whose nodes know of it, within a few seconds.")] | UnsetType = UNSET
+    unreachable_regions: Annotated[list[str], _said("Whose nodes still take the token.")] | UnsetType = UNSET

@@ -76,5 +76,6 @@ class Passed(NamedTuple):
     """What went straight from leg to leg since the call began: plain audio, in messages and bytes."""
 
     client_messages: int = 0
+    client_bytes: int = 0
     model_messages: int = 0
     model_bytes: int = 0

@@ -18,6 +18,7 @@ from relay.core.conversation import Conversation, Gone
 from relay.core.endings import Why, ended
 from relay.core.frames import Opcode
 from relay.core.gate import Gate
+from relay.core.locks import Locks
 from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
 
@@ -108,6 +109,7 @@ class Rules:
     told_to_clear: bool = False  # the client understands that it should stop playing what it has buffered
     transcription: Mapping[str, Any] | None = None  # what is switched on for the call's memory; None: nothing
     redials: bool = False  # a model leg that ends is replaced
+    locks: Locks | None = None  # what the client may not say, and is not shown; None: nothing
 
 
 class Bridge:
@@ -137,7 +139,7 @@ class Bridge:
         self.rules = rules
         self._event_ids = event_ids
         self._passed = passed
-        self._appends = 0  # audio that came through here: of the client's, messages
+        self._appends = (0, 0)  # audio that came through here: of the client's, messages and bytes
         self._deltas = (0, 0)  # of the model's, messages and bytes
         self._held_for_model: Hold | None = Hold(rules.hold_items, rules.hold_bytes)
         self._held_for_client: Hold | None = Hold(rules.hold_items, rules.hold_bytes)
@@ -149,6 +151,7 @@ class Bridge:
             told_to_clear=rules.told_to_clear,
             transcription=rules.transcription,
             hides_expiry=rules.redials,
+            locks=rules.locks,
         )
         self._model_blocked = False
         if rules.expects_opening:
@@ -198,7 +201,13 @@ class Bridge:
         return [End(ended(Why.CLIENT_BINARY, "binary frames are for /voice"), error)]
 
     def _on_append(self, message: bytes) -> list[Action]:
-        self._appends += 1
+        client = self.conversation.client
+        if client.locks is not None and not client.locks.allows_audio:
+            return self._to_client(Send(Side.CLIENT, client.refuse_audio()))
+        usage, (messages, size) = self.conversation.usage, self._appends
+        if usage is not None and not usage.given.is_learned:
+            usage.given.learn(message)
+        self._appends = (messages + 1, size + len(message))
         sound: list[Action] = [Sound(message)] if self.heard else []
         return [Send(Side.MODEL, message), *sound]
 
@@ -209,7 +218,7 @@ class Bridge:
 
     @property
     def _appended(self) -> int:
-        return self._passed().client_messages + self._appends
+        return self._passed().client_messages + self._appends[0]
 
     # The model's side
 
@@ -285,8 +294,21 @@ class Bridge:
         """The client has a new leg: ``greeting`` goes first, then what was held."""
         self._step(Step.CLIENT_BACK)
         self.rules = rules
+        self.bind(rules.locks)
         self.conversation.told_to_clear = rules.told_to_clear
         return self._greet(greeting, now, wall)
+
+    def bind(self, locks: Locks | None) -> None:
+        """Hold another client of this call to its own locks; what the one before said is still judged by that one's."""
+        client, hold = self.conversation.client, self._held_for_model
+        before = client.locks
+        client.bind(locks)
+        if before is None or hold is None or before == client.locks:
+            return
+        for send in hold.drain():
+            passed = before.passed(send.payload, client.session_type)
+            if passed is not None:
+                hold.put(send._replace(payload=passed))
 
     @property
     def missed(self) -> int:
@@ -295,8 +317,10 @@ class Bridge:
 
     def _greet(self, greeting: Iterable[bytes], now: float, wall: float) -> list[Action]:
         held, self._held_for_client = self._held_for_client, None
-        first: list[Action] = [Send(Side.CLIENT, event) for event in greeting]
-        return [*first, *(held.drain() if held is not None else ()), Resume(Side.MODEL), *self._release(now, wall)]
+        first = [Send(Side.CLIENT, event) for event in greeting]
+        shown = map(self._shown, [*first, *(held.drain() if held is not None else ())])
+        told: list[Action] = [send for send in shown if send is not None]
+        return [*told, Resume(Side.MODEL), *self._release(now, wall)]
 
     def on_model_text(self, message: bytes, now: float, wall: float) -> list[Action]:
         """A text message from the model that is not plain audio in an open call."""
@@ -311,7 +335,9 @@ class Bridge:
         return [*self._hold_back([*first, *follows]), *self._release(now, wall)]
 
     def _on_model_audio(self, message: bytes) -> list[Action]:
-        messages, size = self._deltas
+        usage, (messages, size) = self.conversation.usage, self._deltas
+        if usage is not None and not usage.made.is_learned:
+            usage.made.learn(message)
         self._deltas = (messages + 1, size + len(message))
         audio = realtime.delta_audio(message) if self.rules.binary_audio else None
         send = Send(Side.CLIENT, message) if audio is None else Send(Side.CLIENT, audio, Opcode.BINARY)
@@ -321,14 +347,33 @@ class Bridge:
     def _listen(self, now: float) -> None:
         """Look how much audio has gone to the client."""
         passed, (messages, size) = self._passed(), self._deltas
-        self._gate.turns.on_appended(passed.client_messages + self._appends)
+        self._gate.turns.on_appended(passed.client_messages + self._appends[0])
         self._gate.turns.on_audio(passed.model_messages + messages, passed.model_bytes + size, now)
 
+    def audio(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Count the messages of audio that have passed, and their bytes: the client's, and the model's."""
+        passed, given, made = self._passed(), self._appends, self._deltas
+        return (
+            (passed.client_messages + given[0], passed.client_bytes + given[1]),
+            (passed.model_messages + made[0], passed.model_bytes + made[1]),
+        )
+
     def _to_client(self, send: Send) -> list[Action]:
+        shown = self._shown(send)
+        if shown is None:
+            return []
         if self._held_for_client is None:
-            return [send]
-        self._held_for_client.put(send)
+            return [shown]
+        self._held_for_client.put(shown)
         return [Pause(Side.MODEL)] if self._held_for_client.full else []
+
+    def _shown(self, send: Send) -> Send | None:
+        """What the client gets of a message: less than the model says, where something is locked."""
+        locks = self.conversation.client.locks
+        if locks is None or send.kind is not Opcode.TEXT:
+            return send
+        shown = locks.shown(send.payload)
+        return send._replace(payload=shown) if shown is not None else None
 
     def _hold_back(self, actions: Iterable[Action]) -> list[Action]:
         """The same, but for what the client cannot be sent yet: that is held."""

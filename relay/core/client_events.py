@@ -5,6 +5,7 @@ is said again to another model leg if this one is lost before.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from relay.core import realtime
@@ -13,12 +14,14 @@ from relay.core.client_session import ClientSession
 from relay.core.flights import OWN, Flight
 from relay.core.gate import Gate
 from relay.core.hidden import Hidden
+from relay.core.locks import Locks, lock
 from relay.core.memory import Memory
 from relay.core.realtime import ClientEvent, NotAnEvent
 
 CLIENT_EVENTS: Final = "c."  # stands before the client's event ids on the model leg, so that errors find their cause
 NAMELESS_EVENTS: Final = "n."  # and this is the whole id of those that it gave none, where their answer matters here
 
+_NOT_ALLOWED: Final = "not_allowed"
 # Events whose answers must be told from those to backends' events.
 _TRACKED: Final = frozenset(
     {
@@ -47,6 +50,7 @@ class ClientEvents:
         "_transcription_event",
         "_view",
         "is_rebuilt",
+        "locks",
         "restored",
     )
 
@@ -71,9 +75,41 @@ class ClientEvents:
         self._again: list[tuple[str, Flight]] = []  # what the model leg did not answer, by event id
         self.restored: frozenset[str] = frozenset()
         self.is_rebuilt = False
+        self.locks: Locks | None = None  # of the client that is here, or was last; None: it may say all
+
+    # Who may say what
+
+    def bind(self, locks: Locks | None) -> None:
+        """Hold the client that is here now to these locks; what was locked first is so for every browser after it.
+
+        Where nobody knows what was, all is that can be.
+        """
+        if locks is not None:
+            if self._memory.locked is None:
+                self._memory.locked = locks.names | locks.lockable
+            locks = replace(locks, names=self._memory.locked)
+        self.locks = locks
+
+    @property
+    def session_type(self) -> object:
+        """The session's type, None if it is not known."""
+        return self._memory.session.get("type") or self._view.opening_type
+
+    def on_backend(self, event: dict[str, Any] | None) -> None:
+        """A backend sends an event: what it sets of the session is its own from then on, where such fields are."""
+        session = event.get("session") if event is not None else None
+        if self.locks is not None and isinstance(session, dict):
+            self._memory.locked = self.locks.names | lock(self.locks.lockable, session)
+            self.bind(self.locks)
+
+    # What it says
 
     def on_event(self, event: ClientEvent, now: float, appended: int) -> _Answer:
         """Take an event; ``appended`` is how many messages of audio the client has sent."""
+        if self.locks is not None:
+            trouble = self.locks.judge(event, self.session_type)
+            if trouble is not None:
+                return None, self._refusal(event, _NOT_ALLOWED, trouble)
         hidden = self._hidden.refuses(event) if self._hidden else None
         if hidden is not None:
             code = f"{event.type.removeprefix('conversation.').replace('.', '_')}_invalid_item_id"
@@ -92,6 +128,11 @@ class ClientEvents:
             case "input_audio_buffer.commit" | "input_audio_buffer.clear":
                 self._gate.turns.on_buffer_taken(appended)
         return self._tracked(event, event_id, event.encoded(event_id), now), []
+
+    def refuse_audio(self) -> bytes:
+        """Build the answer to audio that the client may not send."""
+        text = "This key may not send audio."
+        return realtime.error_event(self._event_ids(), "invalid_request_error", _NOT_ALLOWED, text)
 
     # The relay's own
 
@@ -150,11 +191,14 @@ class ClientEvents:
         update = _decoded(message).get("session")
         if not isinstance(update, dict):
             return self._tracked(event, event_id, message, now), []  # the model says what it thinks of it
+        session = self._memory.session
         self._view.on_update(update)
         is_known = not self._gate.flights.expects("session.updated")  # else another one is changing it
-        changed = self._view.changed(update, self._memory.session) if is_known else update
+        changed = self._view.changed(update, session) if is_known else update
+        if self.locks is not None and is_known and session and not self._view.is_opening and not _asks(update):
+            changed = None  # what it asked for is locked: the model has nothing to say to it
         if changed is None:
-            return None, [Send(Side.CLIENT, self._view.updated(self._memory.session))]
+            return None, [Send(Side.CLIENT, self._view.updated(session))]
         if changed != update:
             message = realtime.encode({"type": event.type, "event_id": event_id, "session": changed})
         return self._tracked(event, event_id, message, now), []
@@ -190,6 +234,11 @@ class ClientEvents:
         cause = event.event_id or None
         error = realtime.error_event(self._event_ids(), "invalid_request_error", code, text, cause=cause)
         return [Send(Side.CLIENT, error)]
+
+
+def _asks(update: dict[str, Any]) -> bool:
+    """Whether an update asks for anything."""
+    return bool(update.keys() - {"type"})
 
 
 def _decoded(message: bytes) -> dict[str, Any]:

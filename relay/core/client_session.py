@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.core.realtime import encode
+from relay.core.realtime import decode, encode
 from relay.core.sessions import asks_for_transcription, transcription_of, without_unchanged
 
 _TRANSCRIPTS: Final = "conversation.item.input_audio_transcription."
@@ -61,6 +61,11 @@ class ClientSession:
             return []
         self.expect_opening(now, self._opening)
         return [self._opening]
+
+    @property
+    def opening_type(self) -> object:
+        """The type of session that it asks for, if there is one."""
+        return decode(self._opening)["session"].get("type") if self._opening else None
 
     @property
     def is_opening(self) -> bool:

@@ -7,21 +7,24 @@ It outlives its model leg: ``on_model_gone`` and ``on_model_changed`` are the se
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from relay.core import realtime
-from relay.core.actions import Action, Complaint, Log, Note, Send, Side
-from relay.core.client_events import CLIENT_EVENTS, NAMELESS_EVENTS, ClientEvents
+from relay.core import realtime, troubles
+from relay.core.actions import Action, Log, Note, Send, Side
+from relay.core.client_events import ClientEvents
 from relay.core.client_session import ClientSession
 from relay.core.gate import OWN_EVENTS, Gate
 from relay.core.hidden import Hidden
+from relay.core.locks import Locks
 from relay.core.memory import Fact, Memory
 from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
-from relay.core.rebuild import ANCHOR, FATAL
+from relay.core.rebuild import ANCHOR
+from relay.core.serving import Serving
+from relay.core.standing import Standing, read_standing
 from relay.core.unfinished import FOLLOWED, Unfinished, cancelled
+from relay.core.usage import Usage
 
 _OPENING: Final = f"{OWN_EVENTS}open"
 _RETRIEVED: Final = "conversation.item.retrieved"
-CALL_FACT: Final = "call"
 
 # What goes on to the client (None: nothing), and what else follows.
 _Understood = tuple[bytes | None, Iterable[Action]]
@@ -49,9 +52,10 @@ class Conversation:
         "_unfinished",
         "client",
         "hides_expiry",
-        "is_refused",
         "memory",
+        "serving",
         "told_to_clear",
+        "usage",
         "view",
         "watched",
     )
@@ -65,10 +69,12 @@ class Conversation:
         told_to_clear: bool,
         transcription: Mapping[str, Any] | None = None,
         hides_expiry: bool = False,
+        locks: Locks | None = None,
     ) -> None:
         self.watched = False
+        self.usage: Usage | None = None  # who counts what the call uses, if anybody does
         self.hides_expiry = hides_expiry  # the end of the model's session is not the client's matter
-        self.is_refused = False  # the model said that it will not serve us: no other leg would fare better
+        self.serving = Serving()
         self.told_to_clear = told_to_clear
         self.memory = Memory()
         self.view = ClientSession(event_ids, apply_seconds=apply_seconds, transcription=transcription)
@@ -78,8 +84,11 @@ class Conversation:
         self._event_ids = event_ids
         self._unfinished = Unfinished()
         self._speech: str | None = None  # the item that the person's speech becomes
-        self._told_state: dict[str, Any] = {"transcripts": False, "owed": False, "active": None, "speech": None}
+        self._told_state: Standing | None = Standing()
         self._last_response = ""
+        if locks is not None:
+            self.memory.locked = locks.names
+        self.client.bind(locks)
 
     # Backends' messages
 
@@ -87,6 +96,7 @@ class Conversation:
         """Take a backend's message; the gate says when it goes."""
         if not injection.visible and injection.item is not None:
             self._hidden.add(injection.item_id)
+        self.client.on_backend(injection.event)
         return [*self._gate.add(injection, is_known=injection.item is not None and self.memory.has(injection.item_id))]
 
     def release(self, now: float, wall: float, appended: int) -> list[Action]:
@@ -118,6 +128,7 @@ class Conversation:
                 self._gate.on_deleted(item_id)
         ends = [self._hidden.passed(end, realtime.decode(end)) for end in self._unfinished.close(self._event_ids)]
         closing = [end for end in ends if end is not None]
+        self.serving.on_model_gone()
         turn, self._speech = self._speech, None
         if turn is not None:
             closing.append(realtime.encode({"type": "input_audio_buffer.cleared", "event_id": self._event_ids()}))
@@ -148,7 +159,7 @@ class Conversation:
             return told
         if not (self.view.is_told or self.view.is_opening):  # the leg before was lost before it said so
             told.append(Send(Side.CLIENT, self.view.created(session)))
-        self._gate.turns.on_session(session)
+        self._on_settings(session)
         return [*told, *_notes(self.memory.on_session(session)), *self.client.switch_on_transcription(session, now)]
 
     def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
@@ -161,38 +172,29 @@ class Conversation:
             if entry.get("hidden"):
                 self._hidden.add(str(entry["id"]), before=before)
             before = str(entry["id"])
-        try:
-            state = realtime.decode(facts.get(CALL_FACT, b"{}"))
-        except NotAnEvent:
-            state = {}
-        self._told_state = {}
-        self.view.shows_transcripts = state.get("transcripts") is True
+        standing, self._told_state = read_standing(facts), None
+        self.memory.locked = standing.locked
+        self.client.bind(self.client.locks)
+        self.view.shows_transcripts = standing.transcripts
         # Or is about to be: it is the first that a client that comes back hears.
         self.view.is_told = self.view.is_resumed = True
         last = self.memory.entries[-1:]
-        if state.get("owed") is True and not (last and last[0].get("type") == "function_call"):
+        if standing.owed and not (last and last[0].get("type") == "function_call"):
             self._gate.responses.owe()  # else the tool call's result asks for the next response
         if self.memory.session:
-            self._gate.turns.on_session(self.memory.session)
-        turn, response = (
-            each if isinstance(each, str) else None for each in (state.get("speech"), state.get("active"))
-        )
+            self._on_settings(self.memory.session)
+        response = standing.active
         told = [cancelled(response, self._event_ids())] if response is not None else []
-        return Gone(told, [*notes, *self.state()], turn, response)
+        return Gone(told, [*notes, *self.state()], standing.speech, response)
 
     def state(self) -> list[Action]:
         """Note what a later owner must know beside the items."""
-        responses = self._gate.responses
-        state = {
-            "transcripts": self.view.shows_transcripts,
-            "owed": responses.is_owed_to_client,
-            "active": responses.active,
-            "speech": self._speech,
-        }
+        responses, shows = self._gate.responses, self.view.shows_transcripts
+        state = Standing(shows, responses.is_owed_to_client, responses.active, self._speech, self.memory.locked)
         if state == self._told_state:
             return []
         self._told_state = state
-        return [Note(CALL_FACT, realtime.encode(state))]
+        return [Note(*state.fact())]
 
     # The model's events
 
@@ -207,6 +209,8 @@ class Conversation:
             event = realtime.decode(message)
         except NotAnEvent:
             return message, self._logged(message)  # the client says what it thinks of it
+        if self.serving.on_event(kind, event):
+            return None, ()
         if kind in FOLLOWED:
             self._unfinished.on_event(kind, event)
         passed, follows = understand(self, message, event, now, wall)
@@ -228,29 +232,17 @@ class Conversation:
             return message, self._logged(message)
         cause = error.get("event_id")
         if cause == _OPENING:
-            return self._without_opening(), [_complaint(error)]
+            return self._without_opening(), [troubles.complaint(error)]
         if isinstance(cause, str):
             self.client.on_refused(cause)
         own, settled = self._gate.on_error(error)
         if own:
-            is_news = not settled and str(error.get("code")) not in _EXPECTED
-            return None, [*settled, *([_complaint(error)] if is_news else ())]
-        changed = False
-        is_setting = str(error.get("param")).startswith("session.")  # such as the model of the transcription
-        self.is_refused |= str(error.get("code")) in FATAL and not is_setting
+            is_news = not settled and not troubles.is_expected(error)
+            return None, [*settled, *([troubles.complaint(error)] if is_news else ())]
         if error.get("code") == "session_expired" and self.hides_expiry:
             return None, self._logged(message)
-        if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
-            error["message"], changed = (
-                "The upstream refused the relay's API key; its operator must set a valid one.",
-                True,
-            )
-        log = self._logged(realtime.encode(event) if changed else message)
-        if isinstance(cause, str) and cause.startswith(CLIENT_EVENTS):
-            error["event_id"], changed = cause.removeprefix(CLIENT_EVENTS), True
-        elif isinstance(cause, str) and cause.startswith(NAMELESS_EVENTS):
-            error["event_id"], changed = None, True
-        return realtime.encode(event) if changed else message, [*log, *settled]
+        watched, passed = troubles.told(message, event, error)
+        return passed, [*self._logged(watched), *settled]
 
     def _logged(self, message: bytes) -> list[Action]:
         return [Log(message)] if self.watched else []
@@ -260,11 +252,16 @@ class Conversation:
         created = self.view.end_opening()
         return realtime.encode(created) if created is not None else None
 
+    def _on_settings(self, session: dict[str, Any]) -> None:
+        self._gate.turns.on_session(session)
+        if self.usage is not None:
+            self.usage.on_session(session)
+
     def _on_session(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         session = event.get("session")
         if not isinstance(session, dict):
             return message, self._logged(message)
-        self._gate.turns.on_session(session)
+        self._on_settings(session)
         notes = _notes(self.memory.on_session(session))
         is_answer = event.get("type") == "session.updated" and not self.view.is_opening
         is_own = is_answer and self._gate.flights.is_own("session.updated")
@@ -354,6 +351,8 @@ class Conversation:
         return self._hidden.passed(message, event), [*_notes(facts), *settled]
 
     def _on_transcribed(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
+        if self.usage is not None:
+            self.usage.on_transcription(event.get("usage"))
         notes = _notes(self.memory.on_transcribed(event))
         return None if self.view.hides(str(event.get("type"))) else self._hidden.passed(message, event), notes
 
@@ -369,6 +368,8 @@ class Conversation:
         response = event.get("response")
         if not isinstance(response, dict):
             return message, []
+        if self.usage is not None:
+            self.usage.on_response(response.get("usage"))
         notes = _notes(self.memory.on_response_done(response, wall))
         if _is_aside(response):
             return message, [*notes, *self._gate.on_answer("response.done")]  # it may have been cancelled
@@ -421,8 +422,6 @@ _SELF_LOGGED: Final = frozenset({"error", "session.created", "session.updated"})
 # Those after which it is worth a write that a later owner must know something else beside the items. Not when a
 # response begins: a node that dies just after its end would have left word of one that a client has seen to its end.
 _TELLING: Final = frozenset({"response.done", "input_audio_buffer.committed", "input_audio_buffer.cleared", "error"})
-# Refusals of our own events that only say that somebody else was faster.
-_EXPECTED: Final = frozenset({"response_cancel_not_active", "conversation_already_has_active_response"})
 
 
 def _is_aside(response: dict[str, Any]) -> bool:
@@ -432,10 +431,6 @@ def _is_aside(response: dict[str, Any]) -> bool:
 
 def _notes(facts: Iterable[Fact]) -> list[Action]:
     return [Note(name, value) for name, value in facts]
-
-
-def _complaint(error: dict[str, Any]) -> Complaint:
-    return Complaint(str(error.get("code")), str(error.get("message")))
 
 
 def opening_update(session: dict[str, Any]) -> bytes:

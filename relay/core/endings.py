@@ -41,6 +41,9 @@ class Why(Enum):
     MODEL_REFUSED = _Row(1008, "model_refused", "model", False)
     MODEL_KEY = _Row(1008, "model_key", "node", False)
     HUNG_UP = _Row(1000, "hung_up", "policy", False)
+    CALL_TOO_LONG = _Row(4008, "call_too_long", "policy", False)
+    MINUTES_SPENT = _Row(4029, "minutes_spent", "policy", False)
+    TOKEN_REVOKED = _Row(4001, "token_revoked", "policy", False)
     BUS_AWAY = _Row(1013, "bus_away", "bus", True)
     CALL_OVER = _Row(1008, "call_over", "policy", False)
     REPLACED = _Row(4009, "replaced", "client", False)
@@ -86,6 +89,7 @@ class SideWhy(Enum):
     SILENT = (1011, "side_leg_silent")  # it answered no ping
     EVENTS_LOST = (1013, "events_lost")  # the bus could not keep them: what it saw has a hole
     PROTOCOL = (1002, "side_leg_protocol")
+    TOKEN_REVOKED = (4001, "token_revoked")
     NODE_DRAINING = (1012, "node_draining")
     NODE_FAILED = (1011, "node_failed")
 

@@ -68,12 +68,14 @@ class Memory:
         "_words",
         "_words_length",
         "dropped",
+        "locked",
         "session",
         "unreadable",
     )
 
     def __init__(self) -> None:
         self.session: dict[str, Any] = {}  # the effective session, as the model said it last
+        self.locked: frozenset[str] | None = None  # what no browser sets of it; None: no browser was there
         self.dropped = 0  # how many of the oldest items were let go
         self.unreadable = 0  # facts of another node's that could not be read
         self._places: dict[str, _Place] = {}  # by item id, in the conversation's order

@@ -5,6 +5,7 @@ decoded here, and an event is looked into only as far as its routing needs.
 """
 
 import re
+from collections.abc import Container
 from typing import Any, Final
 
 import msgspec
@@ -148,6 +149,30 @@ class ClientEvent:
         except NotAnEvent:
             return ""
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The names of its fields."""
+        return frozenset(self._fields)
+
+    def keep(self, keys: Container[str]) -> None:
+        """Drop all other fields."""
+        self._fields = {key: value for key, value in self._fields.items() if key in keys}
+
+    def value(self, key: str) -> Any:
+        """Decode a field whole; None if there is none.
+
+        Raises:
+            NotAnEvent: it is not JSON.
+        """
+        try:
+            return _any.decode(self._fields.get(key, b"null"))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise NotAnEvent(f"The event's {key} is not JSON.") from None
+
+    def put(self, key: str, value: Any) -> None:
+        """Set a field."""
+        self._fields[key] = msgspec.Raw(encode(value))
+
     def named_item(self, new_id: str, *, largest: int) -> str:
         """Return the id of the item that the event puts in; one that has none gets this one, unless it is too large.
 
@@ -163,7 +188,7 @@ class ClientEvent:
             return ""
         if not known:
             known = new_id
-            self._fields["item"] = msgspec.Raw(encode({**item, "id": known}))
+            self.put("item", {**item, "id": known})
         return known
 
     def encoded(self, event_id: str | None = None) -> bytes:
@@ -172,7 +197,7 @@ class ClientEvent:
         Repeated keys are gone (the last one counts, as in most parsers): what was checked is what is sent.
         """
         if event_id is not None:
-            self._fields["event_id"] = msgspec.Raw(encode(event_id))
+            self.put("event_id", event_id)
         return encode(self._fields)
 
 

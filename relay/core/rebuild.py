@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from relay.core.flights import DUPLICATE
+from relay.core.locks import Locks
 from relay.core.memory import Memory
 from relay.core.realtime import NotAnEvent, decode, encode, event_type
 from relay.core.sessions import restorable
 
 ANCHOR: Final = "relay_anchor_"  # the ids of the relay's own items begin so
-# Errors after which the upstream takes nobody: to try again is no use.
+# Errors after which the upstream takes nobody: to try it again is no use.
 FATAL: Final = frozenset(
     {
         *("account_deactivated", "beta_api_shape_disabled", "billing_hard_limit_reached", "insufficient_quota"),
         *("invalid_api_key", "missing_model", "model_not_found"),
     }
 )
+ACCOUNT: Final = FATAL - {"beta_api_shape_disabled", "missing_model", "model_not_found"}  # whatever is asked for
 SESSION: Final = "session"  # stands in ``Rebuild.skipped`` for settings that the new leg did not take
 UNSPOKEN: Final = "(something that was not transcribed)"
 
@@ -39,6 +41,14 @@ _INTERESTING: Final = frozenset(
 )
 
 Planned = tuple[str, dict[str, Any]]  # an item's id, and the event that creates it, without event id and place
+
+
+def refusal(error: object) -> str | None:
+    """Return the code of an error by which the upstream says that it takes nobody; None of any other one."""
+    if not isinstance(error, dict) or str(error.get("param")).startswith("session."):  # about a setting, as of a model
+        return None
+    code = error.get("code")
+    return code if isinstance(code, str) and code in FATAL else None
 
 
 class Plan(NamedTuple):
@@ -162,6 +172,7 @@ class Rebuild:
         self._update: dict[str, Any] = {}  # settings as they were asked for
         self._wanted: dict[str, Any] = {}  # settings as they should be
         self._updates = 0
+        self._is_reduced = False  # to what is locked
         self._has_begun = False
         self._has_answered = False
         self.is_mute = False  # the new leg answers nothing that it is asked
@@ -223,6 +234,7 @@ class Rebuild:
         if wanted != self._wanted:
             self._wanted = self._update = wanted
             self._updates = 0
+            self._is_reduced = False
             self._session_refused = None
             self._queue.append({"type": "session.update", "session": wanted})
 
@@ -314,7 +326,7 @@ class Rebuild:
         if not isinstance(trouble, dict):
             return
         code, param = str(trouble.get("code")), str(trouble.get("param"))
-        if code in FATAL and not param.startswith("session."):  # those are about a setting, such as another model
+        if refusal(trouble) is not None:
             self.failed = code
             return
         found = self._culprit(trouble)
@@ -326,7 +338,7 @@ class Rebuild:
             self._on_there(flight.item_id)
         elif flight.kind == "conversation.item.delete":
             self._on_gone(flight.item_id)  # there is no such item, as it should be
-        elif flight.kind == "session.update" and self._drop_setting(param):
+        elif flight.kind == "session.update" and (self._drop_setting(param) or self._reduce()):
             del self._flights[found]
             self._queue.insert(0, {"type": "session.update", "session": self._update})
         else:
@@ -356,6 +368,14 @@ class Rebuild:
             return False
         self._update = without
         self._updates += 1
+        return True
+
+    def _reduce(self) -> bool:
+        """Do with what no browser sets: what one has set beside it must not be why the new leg has nothing of it."""
+        locked = Locks(self._memory.locked or frozenset()).only(self._wanted)
+        if self._is_reduced or not locked.keys() - {"type"}:
+            return False
+        self._update, self._updates, self._is_reduced = locked, 0, True
         return True
 
     def _skip(self, flight: _Flight, code: str) -> None:

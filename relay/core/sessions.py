@@ -4,6 +4,7 @@ A session is the object of ``session.created`` and ``session.updated``: the effe
 update is the ``session`` of a client's ``session.update``.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 # What the server says of a session and takes from nobody; the model is the connection's.
@@ -30,6 +31,20 @@ def _without_nulls(settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if value is not None
     }
+
+
+def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others; objects that settings of their own make up, such as audio, are laid into each other."""
+    return _merged(settings, over, inner=_AUDIO)
+
+
+def _merged(settings: Mapping[str, Any], over: Mapping[str, Any], inner: "_Inner") -> dict[str, Any]:
+    found = {**settings, **over}
+    for key in found.keys() & inner.keys():
+        both = settings.get(key), over.get(key)
+        if isinstance(both[0], Mapping) and isinstance(both[1], Mapping):
+            found[key] = _merged(both[0], both[1], inner[key])
+    return found
 
 
 def without_unchanged(update: dict[str, Any], session: dict[str, Any]) -> dict[str, Any] | None:

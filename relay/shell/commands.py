@@ -1,4 +1,4 @@
-"""The commands for people and scripts: `relay calls`, `watch`, `say`, `tool-result`, `hangup`, `why`, `transcript`.
+"""The commands for people and scripts: `relay calls`, `watch`, `say`, `hangup`, `why`, `usage`, `revoke` and the like.
 
 Each asks one node over HTTP and needs neither Redis nor the nodes' secrets. What is said is decided in `words.py`.
 Exit codes: 0 done, 1 the answer is no, 2 the question was wrong or nobody could be asked.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relay.shell import words
-from relay.shell.node import NO, Node, Place, Trouble, place, read_token
+from relay.shell.node import NO, Node, Place, Trouble, place, read_claims, read_token
 from relay.shell.watch import Report, Watch
 
 _PAGE: Final = 100
@@ -54,6 +54,25 @@ def add_commands(commands: Any) -> None:
         ("transcript", "print what was said in a call, live or ended"),
     ):
         commands.add_parser(name, parents=[place_options], help=text).add_argument("call")
+    _add_tenant_commands(commands, place_options)
+
+
+def _add_tenant_commands(commands: Any, place_options: argparse.ArgumentParser) -> None:
+    usage = commands.add_parser("usage", parents=[place_options], help="say what the tenant's calls used")
+    usage.add_argument("--start-day", metavar="DAY", help="the first, like 2026-11-01, of UTC (default: 7 days in all)")
+    usage.add_argument("--end-day", metavar="DAY", help="the last (default: today)")
+    usage.add_argument("--agent", help="only what calls of this agent used")
+    usage.add_argument("--group-by", help="day, agent, region, with commas between (default: day,agent)")
+    usage.add_argument("--export", choices=("csv", "jsonl"), help="all counters, as a file")
+    revoke = commands.add_parser(
+        "revoke", parents=[place_options], help="make a token open nothing any more, at any node; needs scope mint"
+    )
+    revoke.add_argument(
+        "what", metavar="token", help="the token or client secret itself, - for standard input, or its jti"
+    )
+    revoke.add_argument(
+        "--expires-at", type=_count, metavar="SECONDS", help="its exp, since the epoch (default: as the token says)"
+    )
 
 
 def _place_options() -> argparse.ArgumentParser:
@@ -236,6 +255,46 @@ async def _transcript(node: Node, given: argparse.Namespace, _: Callable[[], flo
     return 0
 
 
+async def _usage(node: Node, given: argparse.Namespace, _: Callable[[], float]) -> int:
+    names = ("start_day", "end_day", "agent", "group_by")
+    query = {name: value for name in names if (value := getattr(given, name))}
+    answer = await node.usage(query | {"format": given.export or "json"})
+    if given.export:
+        sys.stdout.write(answer.body)
+        sys.stdout.flush()
+        return 0
+    if given.json:
+        _print_json(answer.body)
+    sums = answer.body.get("data", [])
+    for line in () if given.json else words.usage(sums):
+        _print(line)
+    if missing := answer.body.get("unreachable_regions"):
+        _notice(f"these regions did not answer, so their usage is missing: {', '.join(missing)}")
+    if not sums:
+        _notice("nothing was used")
+    return 0
+
+
+async def _revoke(node: Node, given: argparse.Namespace, _: Callable[[], float]) -> int:
+    what = sys.stdin.readline().strip() if given.what == "-" else given.what
+    token = read_claims(what)
+    jti, expires_at = what, given.expires_at
+    if token is not None:
+        own = read_claims(node.token) or {}
+        if token.get("tenant") != own.get("tenant"):
+            raise Trouble.usage("the token is of another tenant than RELAY_TOKEN: only its own tenant can revoke it")
+        if not isinstance(token.get("jti"), str):
+            raise Trouble.usage("the token has no jti, so it cannot be revoked: change the secret that signed it")
+        ends = token.get("exp")
+        jti, expires_at = token["jti"], expires_at or (int(ends) if isinstance(ends, int | float) else None)
+    answer = await node.revoke({"jti": jti} | ({"expires_at": expires_at} if expires_at else {}))
+    if given.json:
+        _print_json(answer.body)
+    else:
+        _print(words.revoked(answer.body))
+    return 0
+
+
 COMMANDS: Final[Mapping[str, Callable[[Node, argparse.Namespace, Callable[[], float]], Awaitable[int]]]] = {
     "calls": _calls,
     "watch": _watch,
@@ -244,6 +303,8 @@ COMMANDS: Final[Mapping[str, Callable[[Node, argparse.Namespace, Callable[[], fl
     "hangup": _hangup,
     "why": _why,
     "transcript": _transcript,
+    "usage": _usage,
+    "revoke": _revoke,
 }
 
 

@@ -3,6 +3,7 @@
 Decides nothing about calls; repeats nothing by itself.
 """
 
+import base64
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -23,6 +24,7 @@ _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 15.0
 _SILENCE_SECONDS: Final = 45.0  # nodes send a comment every 15 s
 _STREAM: Final = "text/event-stream"
+_TEXTS: Final = frozenset({"text/plain", "text/csv", "application/jsonl"})
 
 
 class Trouble(Exception):
@@ -101,6 +103,18 @@ def read_token(path: Path) -> str:
         raise Trouble.usage(f"--token-file {path}: {reason}") from None
 
 
+def read_claims(text: str) -> dict[str, Any] | None:
+    """Return what a token says of itself, unchecked; None for a text that is no token."""
+    parts = text.strip().split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except ValueError:  # no base64, no UTF-8, no JSON
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
 class Answer(NamedTuple):
     """A node's answer: the HTTP status, 200 or 202, and the JSON, or the text where a text was asked for."""
 
@@ -114,6 +128,11 @@ class Node:
     def __init__(self, http: aiohttp.ClientSession, where: Place) -> None:
         self._http = http
         self._where = where
+
+    @property
+    def token(self) -> str:
+        """With which it is asked."""
+        return self._where.token
 
     @classmethod
     @asynccontextmanager
@@ -131,7 +150,7 @@ class Node:
         Raises:
             Trouble: see the class.
         """
-        return await self._ask("GET", call_id, path, query or {})
+        return await self._ask("GET", self._url(call_id, path), query or {}, call_id=call_id)
 
     async def post(
         self,
@@ -148,26 +167,43 @@ class Node:
         Raises:
             Trouble: see the class.
         """
-        return await self._ask("POST", call_id, path, query, body, seconds=seconds, message_id=message_id)
+        url = self._url(call_id, path)
+        return await self._ask("POST", url, query, body, seconds=seconds, call_id=call_id, message_id=message_id)
+
+    async def usage(self, query: Mapping[str, str]) -> Answer:
+        """Ask what the tenant's calls used.
+
+        Raises:
+            Trouble: see the class.
+        """
+        return await self._ask("GET", f"{self._where.url}/v1/usage", query)
+
+    async def revoke(self, body: Mapping[str, Any]) -> Answer:
+        """Have a token revoked.
+
+        Raises:
+            Trouble: see the class.
+        """
+        return await self._ask("POST", f"{self._where.url}/v1/tokens/revoke", {}, body)
 
     async def _ask(
         self,
         method: str,
-        call_id: str,
-        path: str,
+        url: str,
         query: Mapping[str, str],
         body: Mapping[str, Any] | None = None,
         *,
         seconds: float = 0.0,
+        call_id: str = "",
         message_id: str | None = None,
     ) -> Answer:
         timeout = aiohttp.ClientTimeout(total=seconds + _ANSWER_SECONDS, sock_connect=_CONNECT_SECONDS)
         options: dict[str, Any] = {"params": query, "timeout": timeout, "allow_redirects": False}
         try:
-            async with self._http.request(method, self._url(call_id, path), json=body, **options) as response:
+            async with self._http.request(method, url, json=body, **options) as response:
                 if response.status not in {200, 202}:
                     raise await self._refused(response, call_id, message_id)
-                if response.content_type == "text/plain":
+                if response.content_type in _TEXTS:
                     return Answer(response.status, await response.text(errors="replace"))
                 found = _json(await response.text(errors="replace"))
                 if not isinstance(found, dict):

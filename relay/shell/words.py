@@ -12,7 +12,19 @@ Json = Mapping[str, Any]
 _MOST: Final = 500  # characters of one text in one line
 _LAST_ENTRIES: Final = 3
 _HOW_TO_SIGN: Final = (
-    "make one with `relay token --scope read --scope control` (it signs with the nodes' RELAY_JWT_SECRET)"
+    "make one with `relay token --scope read --scope control` (it signs with the nodes' RELAY_JWT_SECRET; "
+    "`relay revoke` needs `--scope mint`)"
+)
+_TOKENS: Final = ("text", "audio", "image")
+_USED: Final[Sequence[tuple[str, Sequence[str]]]] = (  # columns, and the counters that make them up
+    ("CALLS", ("calls",)),
+    ("TIME", ("seconds",)),
+    ("AUDIO-IN", ("audio_seconds_in",)),
+    ("AUDIO-OUT", ("audio_seconds_out",)),
+    ("RESPONSES", ("responses",)),
+    ("MESSAGES", ("messages",)),
+    ("TOKENS-IN", [f"input_{kind}_tokens" for kind in _TOKENS]),
+    ("TOKENS-OUT", [f"output_{kind}_tokens" for kind in _TOKENS]),
 )
 
 
@@ -78,6 +90,17 @@ ENDINGS: Final[Mapping[str, Ending]] = {
         "the model's server refused the relay's own key", "give the nodes a good OPENAI_API_KEY or RELAY_UPSTREAM_KEY."
     ),
     "hung_up": Ending("a backend or an operator hung up", "nothing to do, somebody wanted this."),
+    "call_too_long": Ending(
+        "it lasted as long as its tenant's plan lets a call last",
+        "nothing to do, or raise longest_call_seconds of the plan in the file that RELAY_CONFIG names.",
+    ),
+    "minutes_spent": Ending(
+        "its tenant has used up its plan's minutes of the day",
+        "wait for midnight UTC, or raise call_minutes_per_day of the plan; `relay usage` shows what used them.",
+    ),
+    "token_revoked": Ending(
+        "the token with which it was begun was revoked", "nothing to do, somebody wanted this; mint another token."
+    ),
     "node_draining": Ending("its node was shut down", f"nothing to do, {_RECONNECT}"),
     "node_failed": Ending(
         "a bug of the relay ended it", "look for the call's id in the node's log and report what stands there."
@@ -155,6 +178,28 @@ def receipt(found: Json) -> str:
     words = ": ".join(str(error[key]) for key in ("code", "message") if error.get(key))
     line = f"{status}{took}{where}, message {found.get('id')}{item}"
     return plain(f"{line}: {words}" if words else line)
+
+
+def usage(sums: Sequence[Json]) -> list[str]:
+    """Say what was used, as a table whose last row is all of it; nothing where nothing was."""
+    groups = [name for name in ("day", "agent", "region") if any(each.get(name) is not None for each in sums)]
+    rows = [[*(plain(str(each.get(name) or "-")) for name in groups), *_used(each)] for each in sums]
+    if len(rows) > 1:
+        names = {name for _, parts in _USED for name in parts}
+        total = {name: sum(each.get(name) or 0 for each in sums) for name in names}
+        rows.append(["total", *[""] * (len(groups) - 1), *_used(total)])
+    return table([[*(name.upper() for name in groups), *(heading for heading, _ in _USED)], *rows]) if rows else []
+
+
+def _used(one: Json) -> list[str]:
+    amounts = ((parts, sum(one.get(name) or 0 for name in parts)) for _, parts in _USED)
+    return [duration(amount) if "seconds" in parts[0] else str(amount) for parts, amount in amounts]
+
+
+def revoked(found: Json) -> str:
+    """Say that a token is revoked, and where."""
+    where = plain(", ".join(map(str, found.get("regions") or ())))
+    return f"{plain(str(found.get('jti')))} is revoked in {where}: within seconds it opens nothing, and its calls end."
 
 
 def entry(one: Json, names: Mapping[str, str]) -> tuple[str, str]:
@@ -261,6 +306,8 @@ def hint(status: int, code: str, *, call_id: str = "CALL", message_id: str | Non
         "tool_call_late": f"`relay transcript {call_id}` shows what came of it",
         "tool_call_answered": f"`relay transcript {call_id}` shows its result",
         "missing_scope": _HOW_TO_SIGN,
+        "too_many_messages": again,
+        "unknown_plan": "RELAY_CONFIG of the nodes has their plans",
         "inbox_full": again,
         "idempotency_conflict": "leave --id out, or give another one",
     }

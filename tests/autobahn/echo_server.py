@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, cast
 
@@ -26,6 +26,7 @@ from relay.handoff import BadHandshake, check_upgrade, hand_off
 from relay.pulse import Pulse
 from relay.session import Session
 from relay.tally import Tally
+from relay.tokens import Claims
 from relay.upstream import Target
 
 MAX_MESSAGE_BYTES: Final = 64 * MIB  # cases 9.* send 16 MiB
@@ -51,7 +52,12 @@ class EchoSession(Session):
 
 
 class _NoModel:
-    """Stands in for ``Upstream``: a model that never answers the dial."""
+    """Stands in for ``Upstreams``: a model that never answers the dial."""
+
+    def known(self, names: Iterable[str]) -> list[str]:
+        return list(names)
+
+    order = known
 
     async def dial(self, *_: object) -> None:
         await asyncio.Event().wait()
@@ -75,10 +81,34 @@ class _NoBus:
         """There is nowhere to write the tombstone."""
 
 
+class _NoAccounting:
+    """Stands in for ``Accounting`` and for the ``Account`` that it hands out: nobody pays."""
+
+    usage = None
+
+    def open(self, *_: object, **__: object) -> "_NoAccounting":
+        return self
+
+    def close(self, **_: object) -> None:
+        """There is nobody to tell what was used."""
+
+
 def make_services(settings: Settings) -> Services:
     """What the sessions share; ``settings`` are a node's, with the longest message raised."""
     pulse = Pulse(asyncio.get_running_loop())
-    return Services(settings, cast(Any, _NoModel()), cast(Any, _NoBus()), Tally(), time.time, pulse)
+    nobody = cast(Any, None)
+    return Services(
+        settings,
+        cast(Any, _NoModel()),
+        cast(Any, _NoBus()),
+        Tally(),
+        time.time,
+        pulse,
+        rulebook=lambda: settings.rulebook,
+        gate=nobody,
+        accounting=cast(Any, _NoAccounting()),
+        revoked=nobody,
+    )
 
 
 def make_settings() -> Settings:
@@ -104,7 +134,10 @@ def make_app(services: Services, calls: Lives[Session]) -> web.Application:
         call = Request(
             call_id=new_call_id(settings.region),
             tenant="autobahn",
-            agent=settings.agents["default"],
+            agent=settings.rulebook.agents["default"],
+            plan=settings.rulebook.plans["default"],
+            share=1.0,
+            claims=Claims("autobahn", frozenset({"call"})),
             target=Target("echo"),
             max_message=settings.max_message_bytes,
         )

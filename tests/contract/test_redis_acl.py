@@ -6,13 +6,24 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from fanout import BusSettings, Fanout, LogEntry, RegionUnreachable, Status, Tombstone, new_call_id
+from fanout import (
+    BusSettings,
+    Fanout,
+    LogEntry,
+    RegionUnreachable,
+    Report,
+    Status,
+    Terms,
+    Tombstone,
+    new_call_id,
+)
 from fanout.client import Publisher
 from fanout.core.keys import Keys
 from fanout.core.scripts import Scripts
@@ -171,6 +182,23 @@ async def test_nodes_can_do_all_that_they_do(server):
         async with asyncio.timeout(5):
             await settled.call.wait_ended()
         assert await b.receipt(settled.id, "acme", "m2") is not None
+
+
+async def test_nodes_can_keep_accounts(server):
+    """Each line of their scripts: what is over is removed, what is full or too much is refused."""
+    async with node(server) as a:
+        accounts, limits = a.accounts, Terms(concurrent=2, starts_per_minute=1, seconds_per_day=60, lease_seconds=30)
+        day = datetime.now(UTC).date().isoformat()
+        reports = [Report("one", "one/1", "default", lease, {day: {"seconds": 60}}) for lease in (30, 0)]
+        assert [(await accounts.admit("acme", call, limits)).refused for call in ("one", "two")] == ["", "starts"]
+        assert (await accounts.renew_or_report("acme", reports)).seconds_today == 60
+        assert (await accounts.admit("acme", "two", limits._replace(starts_per_minute=None))).refused == "minutes"
+        assert len((await accounts.usage("acme", day, day)).rows) == 1
+        assert [await accounts.spend("acme", "messages", 0.01, 1) > 0 for _ in range(2)] == [False, True]
+        for jti, seconds in (("j1", 0.05), ("j2", 60)):
+            await accounts.revoke("acme", jti, time.time() + seconds)
+            await asyncio.sleep(0.05)
+        assert list((await accounts.revoked(0)).entries or ()) == [("acme", "j2")]
 
 
 async def test_a_publisher_can_put_look_and_hear(server):

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ from ops.simulator.faults import Fault
 from ops.simulator.server import Simulator, serve
 from relay.core.frames import Close
 from relay.legs import Leg
+from relay.rulebook.upstreams import UpstreamConfig
 from relay.spares import Spare, Spares
-from relay.upstream import Target, Upstream
+from relay.upstream import Target, Upstreams
 from tests.support.fleet import until
 
 ONE, TWO = Target("sim-one"), Target("sim-two")
@@ -93,20 +94,24 @@ class Model:
         self.closes.append(ws.close_code)
 
 
-def upstream_of(url: str, dial_seconds: float = 5.0) -> Upstream:
-    return Upstream(
-        url=url,
-        headers=(("Authorization", "Bearer key"),),
+def config_of(url: str, name: str = "default") -> UpstreamConfig:
+    return UpstreamConfig(name, url, headers=(("Authorization", "Bearer key"),))
+
+
+def upstreams_of(configs: Mapping[str, UpstreamConfig], dial_seconds: float = 5.0) -> Upstreams:
+    return Upstreams(
+        lambda: configs,
         dial_seconds=dial_seconds,
         max_message=1 << 20,
         context=ssl.create_default_context(),
+        user_agent="relay",
     )
 
 
 @asynccontextmanager
 async def spares_of(url: str, number: int, *, dial_seconds: float = 5.0, **options: Any) -> AsyncIterator[Spares]:
-    upstream = upstream_of(url, dial_seconds)
-    async with Spares.running(upstream, number, write_bytes=65_536, socket_bytes=65_536, **options) as spares:
+    upstreams = upstreams_of({"default": config_of(url)}, dial_seconds)
+    async with Spares.running(upstreams, number, write_bytes=65_536, socket_bytes=65_536, **options) as spares:
         yield spares
 
 
@@ -355,3 +360,46 @@ async def test_a_server_that_answers_no_close_holds_up_the_end_for_two_seconds_a
         began = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - began < 4.0
     assert spares._held == []
+
+
+async def test_one_of_another_upstream_is_none(simulator, model):
+    """A call that was given to a server must not end up at another, under another name and at another price."""
+    configs = {"one": config_of(simulator.url, "one"), "two": config_of(model.url, "two")}
+    async with Spares.running(upstreams_of(configs), 2, write_bytes=65_536, socket_bytes=65_536) as spares:
+        assert spares.take(ONE._replace(upstream="one")) is None
+        await ready(spares, 2)
+        assert spares.take(ONE._replace(upstream="two")) is None
+        assert model.models == []
+        Taker(taken(spares, ONE._replace(upstream="one"))).leg.abort()
+        await ready(spares, 2)
+        assert model.models == ["sim-one"]
+        taker = Taker(taken(spares, ONE._replace(upstream="two")))
+        assert taker.events == [json.loads(CREATED)]
+        taker.leg.abort()
+
+
+async def test_one_that_was_dialled_with_a_key_of_before_is_not_handed_out(model):
+    """A rulebook that is read again says where calls go from now on."""
+    configs = {"default": config_of(model.url)}
+    async with Spares.running(upstreams_of(configs), 1, write_bytes=65_536, socket_bytes=65_536) as spares:
+        spares.take(ONE)
+        await ready(spares, 1)
+        configs["default"] = UpstreamConfig("default", model.url, headers=(("Authorization", "Bearer new"),))
+        assert spares.take(ONE) is None
+        await ready(spares, 1)
+        Taker(taken(spares)).leg.abort()
+        del configs["default"]
+        assert spares.take(ONE) is None
+
+
+async def test_an_upstream_that_fails_keeps_no_other_waiting(model):
+    """While one is asked more and more seldom, the other's spares come at once."""
+    configs = {"down": config_of("ws://127.0.0.1:1/", "down"), "up": config_of(model.url, "up")}
+    async with Spares.running(upstreams_of(configs), 2, write_bytes=65_536, socket_bytes=65_536) as spares:
+        spares.take(ONE._replace(upstream="down"))
+        await until(lambda: spares.counts.failed == 2)
+        began = asyncio.get_running_loop().time()
+        spares.take(ONE._replace(upstream="up"))
+        await ready(spares, 2)
+        assert asyncio.get_running_loop().time() - began < 0.4
+        assert spares.counts.failed == 2

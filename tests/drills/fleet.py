@@ -179,6 +179,8 @@ class Fleet:
             "RELAY_PORT": "0",
             "RELAY_OPS_PORT": "0",
             "RELAY_JWT_SECRET": self._secret,
+            "RELAY_IP_CONNECTIONS": "0",  # all of them come from one address
+            "RELAY_IP_STARTS_PER_MINUTE": "0",
             "RELAY_UPSTREAM_URL": upstream,
             "RELAY_UPSTREAM_KEY": "drill",
         }

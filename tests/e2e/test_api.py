@@ -14,7 +14,8 @@ from openai import AsyncOpenAI
 
 from fanout import new_call_id
 from relay.app import Node
-from relay.tokens import verify
+from relay.keys import Keyring
+from relay.tokens import Claims
 from tests.support.fleet import SECRET, Nodes, bearer, closed, event, session_of, system_message, token, until
 
 HELLO = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello there"}]}
@@ -559,14 +560,15 @@ async def test_the_official_sdk_makes_a_key_that_opens_its_call(nodes: Nodes) ->
 async def test_a_key_is_bound_to_tenant_agent_and_call(nodes: Nodes) -> None:
     """What a browser gets must not open anything else."""
     agents = nodes.folder / "agents.toml"
-    agents.write_text('[agents.sales]\nmodel = "other"\n')
+    agents.write_text('[agents.sales]\nmodel = "other"\n[plans.gold]\n')
     node = await nodes.add(CONFIG=str(agents))
     credentials = bearer(token("mint", agent="sales", plan="gold"))
     async with nodes.http.post(f"{node.url}/v1/realtime/client_secrets", data=b"{}", headers=credentials) as response:
         secret = await response.json()
         assert (response.status, response.headers["X-Call-Id"]) == (200, secret["call_id"])
         assert response.headers["Cache-Control"] == "no-store"
-    claims = verify(secret["value"], [SECRET])
+    claims = Keyring([SECRET]).verify(secret["value"])
+    assert isinstance(claims, Claims)
     assert (claims.tenant, claims.agent, claims.plan, claims.scope) == ("test", "sales", "gold", {"call"})
     assert (claims.call, claims.browser, claims.session) == (secret["call_id"], True, False)
     assert claims.jti

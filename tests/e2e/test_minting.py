@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from openai import AsyncOpenAI
 from openai.types.realtime import ClientSecretCreateResponse
 from websockets.exceptions import InvalidStatus
@@ -16,11 +18,20 @@ from websockets.exceptions import InvalidStatus
 from fanout import new_call_id
 from relay.app import Node
 from relay.demo import declare_settled
+from relay.shell.node import read_claims
 from tests.support.fleet import Nodes, bearer, closed, event, token, until
 from tests.support.redis_server import RedisServer
+from tests.support.signing import key_set, signer
 
 POEM: Any = {"type": "realtime", "model": "sim", "instructions": "Speak in verse.", "output_modalities": ["text"]}
 KEY_PROTOCOL = "openai-insecure-api-key."
+
+
+def unlocked(nodes: Nodes) -> dict[str, str]:
+    """Settings of a node whose agent lets clients see and change all of their session."""
+    path = nodes.folder / "unlocked.toml"
+    path.write_text("[agents.default]\ntranscription = false\nlocked = []\n")
+    return {"CONFIG": str(path)}
 
 
 async def secret_for(node: Node, **wishes: Any) -> ClientSecretCreateResponse:
@@ -63,7 +74,7 @@ async def test_the_call_has_the_id_that_its_backend_was_told(nodes: Nodes) -> No
 
 async def test_the_official_sdk_begins_the_call_with_the_session_that_was_asked_for(nodes: Nodes) -> None:
     """The first event shows it, so that a browser need not know what the backend wants; it may still change it."""
-    node = await nodes.add()
+    node = await nodes.add(**unlocked(nodes))
     secret = await secret_for(node, session=POEM)
     async with (
         AsyncOpenAI(api_key=secret.value, base_url=f"{node.url}/v1") as sdk,
@@ -82,7 +93,7 @@ async def test_the_official_sdk_begins_the_call_with_the_session_that_was_asked_
 @pytest.mark.parametrize("path", ["/v1/realtime", "/voice"])
 async def test_a_page_uses_it_as_a_subprotocol(nodes: Nodes, path: str) -> None:
     """Browsers can set no header; the protocol that is selected is never the one with the key."""
-    node = await nodes.add()
+    node = await nodes.add(**unlocked(nodes))
     secret = await secret_for(node, session=POEM)
     protocols = ("realtime", KEY_PROTOCOL + secret.value)
     client = await nodes.http.ws_connect(node.url + path, protocols=protocols)
@@ -95,7 +106,7 @@ async def test_a_page_uses_it_as_a_subprotocol(nodes: Nodes, path: str) -> None:
 async def test_its_session_is_laid_over_the_agents(nodes: Nodes) -> None:
     """A /voice call has the agent's session; what the backend asked for goes first."""
     agents = nodes.folder / "agents.toml"
-    agents.write_text('[agents.default]\nmodel = "sim"\nvoice = "cedar"\ninstructions = "Be brief."\n')
+    agents.write_text('[agents.default]\nmodel = "sim"\nvoice = "cedar"\ninstructions = "Be brief."\nlocked = []\n')
     node = await nodes.add(CONFIG=str(agents))
     secret = await secret_for(node, session={"type": "realtime", "instructions": "Speak in verse."})
     client = await nodes.connect(node, "/voice", headers=bearer(secret.value))
@@ -232,6 +243,116 @@ async def test_its_time_is_what_was_asked_for(nodes: Nodes) -> None:
     assert 595 < (await secret_for(node)).expires_at - time.time() <= 600
 
 
+# What it is bound to
+
+RULES = """\
+[agents.default]
+transcription = false
+[agents.sales]
+model = "sales-model"
+transcription = false
+[agents.insiders]
+tenants = ["inside"]
+[plans.gold]
+concurrent_calls = 10
+"""
+
+
+@pytest.fixture
+def rules(nodes: Nodes) -> dict[str, str]:
+    """Settings of a node with agents and a plan."""
+    path = nodes.folder / "rules.toml"
+    path.write_text(RULES)
+    return {"CONFIG": str(path)}
+
+
+async def asked(nodes: Nodes, node: Node, credentials: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    """Ask for a secret without an SDK."""
+    url = f"{node.url}/v1/realtime/client_secrets"
+    async with nodes.http.post(url, json=body, headers=bearer(credentials)) as response:
+        return response.status, await response.json()
+
+
+async def test_a_secret_is_bound_to_tenant_agent_plan_call_and_its_own_id(nodes: Nodes, rules: dict[str, str]) -> None:
+    """The page that has it can make nothing else of it; the answer has the id by which it is revoked."""
+    node = await nodes.add(**rules)
+    status, answer = await asked(nodes, node, token("mint", plan="gold"), agent="sales")
+    assert (status, answer["session"]["model"]) == (200, "sales-model")
+    claims = read_claims(answer["value"]) or {}
+    names = ("tenant", "scope", "agent", "plan", "call", "jti", "origin")
+    assert {name: claims.get(name) for name in names} == {
+        "tenant": "test",
+        "scope": ["call"],
+        "agent": "sales",
+        "plan": "gold",
+        "call": answer["call_id"],
+        "jti": answer["jti"],
+        "origin": None,
+    }
+    client = await nodes.connect(node, "/v1/realtime?model=sim", headers=bearer(answer["value"]))
+    await event(client, "session.created")
+    _, call = await nodes.get(node, f"/v1/realtime/calls/{answer['call_id']}")
+    assert call["agent"] == "sales"
+    await client.close()
+    again = await asked(nodes, node, token("mint"))
+    assert again[1]["jti"] != answer["jti"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "body", "status", "code"),
+    [
+        ({}, {}, 200, ""),
+        ({"agent": "sales"}, {}, 200, ""),
+        ({"agent": "sales"}, {"agent": "sales"}, 200, ""),
+        ({"agent": "sales"}, {"agent": "default"}, 403, "agent_not_allowed"),
+        ({}, {"agent": "nobody"}, 403, "unknown_agent"),
+        ({}, {"agent": "insiders"}, 403, "unknown_agent"),
+        ({"agent": "insiders"}, {}, 403, "unknown_agent"),
+        ({"tenant": "inside"}, {"agent": "insiders"}, 200, ""),
+        ({"plan": "silver"}, {}, 403, "unknown_plan"),
+        ({}, {"agent": ""}, 422, "invalid_value"),
+        ({}, {"origin": "https://shop.example/path"}, 422, "invalid_value"),
+        ({}, {"plan": "gold"}, 422, "invalid_value"),
+    ],
+)
+async def test_nobody_makes_keys_for_more_than_their_own_token_is_for(
+    nodes: Nodes, rules: dict[str, str], claims: dict[str, str], body: dict[str, str], status: int, code: str
+) -> None:
+    """An agent of the token's is the only one; another tenant's is as unknown as none; the plan is the token's."""
+    got, answer = await asked(nodes, await nodes.add(**rules), token("mint", **claims), **body)
+    assert (got, answer.get("error", {}).get("code", "")) == (status, code)
+
+
+async def test_a_secret_for_one_origin_opens_its_call_for_no_other_page(nodes: Nodes, rules: dict[str, str]) -> None:
+    """Who copies it out of a page cannot use it in another, though the node allows both."""
+    mine, other = "https://shop.example", "https://other.example"
+    node = await nodes.add(ALLOWED_ORIGINS=f"{mine},{other}", **rules)
+    _, answer = await asked(nodes, node, token("mint"), origin=f"{mine}:443")
+    key = answer["value"]
+    for headers in ({"Origin": other}, {}):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await nodes.connect(node, headers=bearer(key) | headers)
+        assert caught.value.status == 403
+    client = await nodes.connect(node, headers=bearer(key) | {"Origin": mine})
+    await event(client, "session.created")
+    await client.close()
+
+
+async def test_a_node_that_has_no_secret_makes_no_keys(nodes: Nodes, rules: dict[str, str]) -> None:
+    """Tokens are signed elsewhere then, with keys that are only checked here."""
+    elsewhere = signer("k1")
+
+    async def keys(_: web.Request) -> web.Response:
+        return web.Response(body=key_set(elsewhere.public()), content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/keys", keys)
+    async with TestServer(app) as server:
+        node = await nodes.add(JWT_SECRET="", JWKS_URL=str(server.make_url("/keys")), **rules)
+        status, answer = await asked(nodes, node, elsewhere.sign(tenant="test", scope=["mint"]))
+        assert (status, answer["error"]["code"]) == (501, "minting_not_configured")
+
+
 # Two regions
 
 
@@ -250,7 +371,7 @@ async def two_regions(nodes: Nodes, **env: str) -> AsyncIterator[tuple[Node, Nod
 
 async def test_a_key_made_in_one_region_opens_its_call_in_another(nodes: Nodes) -> None:
     """The backend is where it is, the person is elsewhere; the call's home is the backend's region."""
-    async with two_regions(nodes) as (near, far, _):
+    async with two_regions(nodes, **unlocked(nodes)) as (near, far, _):
         secret = await secret_for(far, session=POEM)
         assert call_of(secret).startswith("rtc_lhr_")
         client = await nodes.connect(near, headers=bearer(secret.value))

@@ -302,6 +302,71 @@ async def test_a_transcript_can_be_read_during_the_call_and_after_it(nodes: Node
         await finish(nodes, node, call)
 
 
+# usage, revoke
+
+
+async def test_usage_is_a_table_json_or_a_file(nodes: Nodes) -> None:
+    """The table adds up; a file has every counter, and nothing else on standard output."""
+    node = await nodes.add()
+    assert await relay(node, "usage") == (0, "", "relay: nothing was used\n")
+    for _ in range(2):
+        call = await begin(nodes, node)
+        await call.ask("hello there")
+        await finish(nodes, node, call)
+
+    async def is_counted() -> bool:
+        found = (await relay(node, "usage", "--group-by", "agent", "--json")).json["data"]
+        return [each["calls"] for each in found] == [2]
+
+    await until(is_counted)
+    done = await relay(node, "usage", "--group-by", "agent")
+    heading, row = done.out.splitlines()
+    assert heading.split()[:3] == ["AGENT", "CALLS", "TIME"]
+    assert row.split()[:2] == ["default", "2"]
+    assert (done.code, done.err) == (0, "")
+    by_day = await relay(node, "usage", "--agent", "default")
+    assert by_day.out.splitlines()[0].split()[:3] == ["DAY", "AGENT", "CALLS"]
+    table = await relay(node, "usage", "--group-by", "region", "--export", "csv")
+    assert [line.split(",")[:4] for line in table.out.splitlines()] == [
+        ["day", "agent", "region", "calls"],
+        ["", "", "iad", "2"],
+    ]
+    lines = await relay(node, "usage", "--group-by", "region", "--export", "jsonl")
+    assert [json.loads(line)["calls"] for line in lines.out.splitlines()] == [2]
+    wrong = await relay(node, "usage", "--start-day", "yesterday")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "(start_day)" in wrong.err
+
+
+@pytest.mark.parametrize("named", ["token", "jti", "client secret"])
+async def test_revoke_takes_the_token_itself_or_its_id(nodes: Nodes, named: str) -> None:
+    """Who found a token where it should not be has nothing else."""
+    node = await nodes.add()
+    stolen = token("read", jti="stolen")
+    what = {"token": stolen, "jti": "stolen", "client secret": f"ek_{stolen}"}[named]
+    done = await relay(node, "revoke", what, key=token("mint"))
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "stolen is revoked in iad: within seconds it opens nothing, and its calls end.\n"
+
+    async def is_refused() -> bool:
+        return "revoked" in (await relay(node, "calls", key=stolen)).err
+
+    await until(is_refused)
+
+
+async def test_a_revocation_that_cannot_work_says_why(nodes: Nodes) -> None:
+    """Done and without effect would be the worst answer."""
+    node = await nodes.add()
+    for what, key, words in (
+        (token("call", tenant="other", jti="j"), token("mint"), "of another tenant"),
+        (token("call"), token("mint"), "has no jti"),
+        ("j", token("read"), "`relay revoke` needs `--scope mint`"),
+    ):
+        done = await relay(node, "revoke", what, key=key)
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+
+
 # Refusals
 
 

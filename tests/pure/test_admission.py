@@ -2,7 +2,18 @@
 
 import pytest
 
-from relay.admission import Attachment, Refused, Room, Wanted, admit, attachment, bearer, check_origin, choose_protocol
+from relay.admission import (
+    Attachment,
+    Refused,
+    Room,
+    Wanted,
+    admit,
+    attachment,
+    bearer,
+    check_origin,
+    choose_agent,
+    choose_protocol,
+)
 
 ROOM = Room(accepting=True, live=0, max_calls=2)
 KEY = "openai-insecure-api-key."
@@ -194,3 +205,35 @@ def test_an_audio_that_is_neither_is_refused(audio):
 def test_the_last_place_is_given():
     """The limit is the number of calls, not one less."""
     admit(Room(accepting=True, live=1, max_calls=2), {"model": "m"}, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "default", "model"),
+    [({"model": "m"}, "d", "d"), ({"model": "m"}, None, "m"), ({}, "d", "d"), ({"model": ""}, "d", "d")],
+)
+def test_a_client_that_may_not_choose_gets_the_servers_model_whatever_it_names(query, default, model):
+    """SDKs always name one. Where the server has none the client's stands."""
+    assert admit(ROOM, query, default, locked=True) == Wanted(model, None)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "asked", "chosen"),
+    [
+        (None, None, "default"),
+        (None, "", "default"),
+        (None, "support", "support"),
+        ("sales", None, "sales"),
+        ("sales", "", "sales"),
+        ("sales", "sales", "sales"),
+    ],
+)
+def test_the_token_names_the_agent_else_the_query_does(claimed, asked, chosen):
+    """One rule for all who open calls."""
+    assert choose_agent(claimed, asked) == chosen
+
+
+def test_a_token_for_one_agent_opens_no_other():
+    """Silence would let a page believe that it talks to whom it asked for."""
+    with pytest.raises(Refused) as caught:
+        choose_agent("sales", "support")
+    assert (caught.value.status, caught.value.code, caught.value.param) == (403, "agent_not_allowed", "agent")

@@ -1,5 +1,6 @@
-"""Settings: every variable refuses bad values by name, none shows a secret, and the TOML file is checked."""
+"""Settings: a bad value is refused by its name, no secret is shown, and the files that are named are checked."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout import BusSettings
-from relay.config import ConfigError, Settings, parse_agents, read
+from relay.config import ConfigError, Settings, read
 from relay.devcert import make_certificate
 
 SECRET = "hunter2-" * 4  # of every kind: password, key, token
@@ -61,6 +62,18 @@ def test_an_empty_variable_is_an_unset_one(value):
         ("RELAY_DRAIN_SECONDS", "0", "drain_seconds", 0.0),
         ("RELAY_STALL_SECONDS", "0.5", "stall_seconds", 0.5),
         ("RELAY_MAX_CALLS", "1", "max_calls", 1),
+        ("RELAY_JWKS_URL", "https://id.example/jwks", "jwks_url", "https://id.example/jwks"),
+        ("RELAY_JWKS_URL", "http://127.0.0.1:9/jwks", "jwks_url", "http://127.0.0.1:9/jwks"),
+        ("RELAY_JWKS_URL", "http://[::1]/jwks", "jwks_url", "http://[::1]/jwks"),
+        ("RELAY_JWT_ISSUER", "https://id.example/", "jwt_issuer", "https://id.example/"),
+        ("RELAY_JWT_AUDIENCE", "relay", "jwt_audience", "relay"),
+        ("RELAY_TRUSTED_PROXIES", "10.0.0.0/8, ::1", "trusted_proxies", (ip_network("10.0.0.0/8"), ip_network("::1"))),
+        ("RELAY_IP_CONNECTIONS", "0", "ip_connections", 0),
+        ("RELAY_IP_STARTS_PER_MINUTE", "7", "ip_starts_per_minute", 7),
+        ("RELAY_HANDSHAKE_SECONDS", "0.5", "handshake_seconds", 0.5),
+        ("RELAY_LEASE_SECONDS", "1.5", "lease_seconds", 1.5),
+        ("RELAY_USAGE_DAYS", "31", "usage_days", 31),
+        ("RELAY_LIMITS_AWAY", "closed", "limits_away", "closed"),
     ],
 )
 def test_what_is_set_is_read(variable, value, attribute, expected):
@@ -101,9 +114,11 @@ def test_the_upstream_key_goes_where_the_headers_want_it():
 
 COUNTS = ["RELAY_MAX_CALLS", "RELAY_MAX_MESSAGE_BYTES", "RELAY_MAX_BROWSER_MESSAGE_BYTES", "RELAY_HOLD_BYTES"]
 COUNTS += ["RELAY_WRITE_BUFFER_BYTES", "RELAY_SOCKET_BUFFER_BYTES"]
-SECONDS = ["DIAL", "REGISTER", "APPLY", "STALL", "PING", "PONG", "CLOSE", "TOMBSTONE"]
+COUNTS += ["RELAY_USAGE_DAYS"]
+SECONDS = ["HANDSHAKE", "LEASE", "DIAL", "REGISTER", "APPLY", "STALL", "PING", "PONG", "CLOSE", "TOMBSTONE"]
 BUS_TIMES = ["SILENCE_SECONDS", "NODE_TTL_SECONDS", "SWEEP_SECONDS", "SOCKET_TIMEOUT"]
-FILES = ["RELAY_CONFIG", "RELAY_UPSTREAM_CA", "RELAY_TLS_CERT", "RELAY_TLS_KEY", "RELAY_PAGE"]
+FILES = ["RELAY_JWT_SECRET_FILE", "RELAY_UPSTREAM_KEY_FILE"]
+FILES += ["RELAY_CONFIG", "RELAY_UPSTREAM_CA", "RELAY_TLS_CERT", "RELAY_TLS_KEY", "RELAY_PAGE"]
 BAD = [
     *((variable, value) for variable in COUNTS for value in ("0", "-1", "1.5", "many")),
     *((f"RELAY_{name}_SECONDS", value) for name in SECONDS for value in ("0", "-1", "soon", "nan")),
@@ -123,6 +138,14 @@ BAD = [
     *(("RELAY_PREFIX", value) for value in ("a{b}", "a b", "é", "a*")),
     ("RELAY_JWT_SECRET", "short"),
     ("RELAY_JWT_SECRET", f"{SECRET},short"),
+    *(("RELAY_IP_CONNECTIONS", value) for value in ("-1", "1.5", "many")),
+    *(("RELAY_IP_STARTS_PER_MINUTE", value) for value in ("-1", "1.5", "many")),
+    *(("RELAY_TRUSTED_PROXIES", value) for value in ("10.0.0.1/8", "10.0.0.0/33", "proxy", "10.0.0.0/8;::1")),
+    *(("RELAY_JWKS_URL", value) for value in ("http://id.example/jwks", "http://127.evil.example", "https://", "id")),
+    *(("RELAY_JWKS_URL", value) for value in ("file:///etc/passwd", "http://localhost.evil.example", "https://[x")),
+    ("RELAY_LIMITS_AWAY", "ajar"),
+    ("RELAY_UPSTREAM_KEY", "two words"),
+    ("OPENAI_API_KEY", "sk-\u00e9"),
     ("RELAY_UPSTREAM_HEADERS", "no colon"),
     ("RELAY_UPSTREAM_HEADERS", ": value"),
 ]
@@ -158,6 +181,9 @@ def test_a_bad_value_names_its_variable(variable, value):
         ("RELAY_UPSTREAM_URL", f"ws://?api-key={SECRET}"),
         ("RELAY_UPSTREAM_HEADERS", f"Authorization Bearer {SECRET}"),
         ("RELAY_JWT_SECRET", f"{SECRET},short"),
+        ("RELAY_UPSTREAM_KEY", f"{SECRET}\r\nX-Other: 1"),
+        ("RELAY_JWKS_URL", f"http://u:{SECRET}@id.example/"),
+        ("RELAY_JWKS_URL", f"https://u:{SECRET}\u2100@host"),
     ],
 )
 def test_a_bad_value_that_bears_a_secret_is_not_shown(variable, value):
@@ -168,7 +194,7 @@ def test_a_bad_value_that_bears_a_secret_is_not_shown(variable, value):
 @given(st.text("redis:/@[]=,?#u\u2100. ", max_size=20), st.text("redis:/@[]=,?#u\u2100. ", max_size=12))
 def test_no_shape_of_a_bad_url_shows_its_password(before, after):
     """Parsers quote what they cannot read."""
-    for variable in ("REDIS_URL", "RELAY_REGIONS", "RELAY_UPSTREAM_URL"):
+    for variable in ("REDIS_URL", "RELAY_REGIONS", "RELAY_UPSTREAM_URL", "RELAY_JWKS_URL"):
         shown = ""
         try:
             settings(**{variable: f"{before}:{SECRET}{after}"})
@@ -183,9 +209,10 @@ def test_settings_show_no_secret():
         RELAY_REGIONS=f"iad=redis://:{SECRET}@host",
         RELAY_UPSTREAM_KEY=SECRET,
         RELAY_UPSTREAM_URL=f"wss://u:{SECRET}@model.example/v1?api-key={SECRET}",
+        RELAY_JWKS_URL=f"https://u:{SECRET}@id.example/jwks",
     )
     assert SECRET in str(found.regions) + str(found.upstream_headers) + str(found.jwt_secrets) + found.upstream_url
-    assert SECRET not in repr(found)
+    assert SECRET not in repr(found) + repr(found.sources) + repr(found.rulebook)
 
 
 @pytest.mark.parametrize(
@@ -259,69 +286,22 @@ def configured(folder: Path, text: str | bytes) -> Settings:
     return settings(RELAY_CONFIG=str(file))
 
 
-def test_an_agents_settings_go_where_the_api_has_them(tmp_path):
-    """``session`` is laid over the rest, for servers with another shape."""
-    text = """
-        [agents.support]
-        model = "m"
-        voice = "marin"
-        instructions = "Be brief."
-        turn_detection = {type = "server_vad"}
-        tools = [{type = "function", name = "f"}]
-        session = {tool_choice = "auto", instructions = "Be briefer."}
-    """
-    agents = configured(tmp_path, text).agents
-    assert set(agents) == {"default", "support"}
-    assert agents["support"].model == "m"
-    assert agents["support"].session == {
-        "type": "realtime",
-        "instructions": "Be briefer.",
-        "tools": [{"type": "function", "name": "f"}],
-        "audio": {"input": {"turn_detection": {"type": "server_vad"}}, "output": {"voice": "marin"}},
-        "tool_choice": "auto",
-    }
-
-
-def test_an_agent_without_session_settings_sends_no_update():
-    """The server's own defaults hold then."""
-    assert parse_agents({"agents": {"default": {"model": "m"}}})["default"].session == {}
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("nonsense", "relay.toml"),
-        (b"[agents.x]\nvoice = '\xff'", "relay.toml"),
-        ("agents = 5", "agents"),
-        ("[agents]\nsupport = 5", "agents.support"),
-        ("[agents.x]\nvoise = 'a'", "agents.x.voise"),
-        ("[agents.x]\nmodel = 5", "agents.x.model"),
-        ("[agents.x]\nvoice = []", "agents.x.voice"),
-        ("[agents.x]\ninstructions = 5", "agents.x.instructions"),
-        ("[agents.x]\nsession = 5", "agents.x.session"),
-        ("[agents.x]\nsession = 'ab'", "agents.x.session"),
-        ("[agents.x]\nsession = [['a', 'b']]", "agents.x.session"),
+        ("nonsense", ":1: "),
+        (b"[agents.x]\nvoice = '\xff'", ":2: is not UTF-8"),
+        ("agents = 5", ":1: agents: "),
+        ("[agents]\nsupport = 5", ":2: agents.support: "),
+        ("[agents.x]\nvoise = 'a'", ":2: agents.x.voise: "),
     ],
-    ids=[
-        "not TOML",
-        "not UTF-8",
-        "agents is no table",
-        "agent is no table",
-        "unknown key",
-        "model",
-        "voice",
-        "instructions",
-        "session is a number",
-        "session is text",
-        "session is a list",
-    ],
+    ids=["not TOML", "not UTF-8", "agents is no table", "agent is no table", "unknown key"],
 )
-def test_a_wrong_table_is_named_with_its_file(tmp_path, text, named):
-    """A misspelt key would be silently without effect."""
+def test_a_bad_rulebook_is_refused_at_the_start_with_file_and_line(tmp_path, text, named):
+    """A node that began without its agents and limits would serve the wrong things to anybody."""
     with pytest.raises(ConfigError) as caught:
         configured(tmp_path, text)
-    assert str(caught.value).startswith("RELAY_CONFIG: ")
-    assert named in str(caught.value)
+    assert str(caught.value).startswith(f"RELAY_CONFIG: {tmp_path}/relay.toml{named}")
 
 
 def test_read_passes_a_parsers_words_on():
@@ -332,3 +312,73 @@ def test_read_passes_a_parsers_words_on():
 
     with pytest.raises(ConfigError, match="X: no a"):
         read({"X": " a "}, "X", parse, None)
+
+
+def test_secrets_may_come_from_files_alone(tmp_path):
+    """Platforms mount them; a variable shows in the listing of processes."""
+    secrets, key = tmp_path / "secrets", tmp_path / "key"
+    secrets.write_text(f"{SECRET}1\n\n{SECRET}2\n")
+    key.write_text("sk-file\n")
+    env = {"RELAY_JWT_SECRET_FILE": str(secrets), "RELAY_UPSTREAM_KEY_FILE": str(key)}
+    found = Settings.from_env(env)
+    assert found.jwt_secrets == (f"{SECRET}1", f"{SECRET}2")
+    assert found.upstream_headers == (("Authorization", "Bearer sk-file"),)
+
+
+def test_the_files_secrets_go_before_the_variables(tmp_path):
+    """The first one signs; those of the variable still verify while a fleet goes over to the file."""
+    secrets, key = tmp_path / "secrets", tmp_path / "key"
+    secrets.write_text(f"{SECRET}1\r\n{SECRET}")
+    key.write_text("sk-file")
+    found = settings(
+        RELAY_JWT_SECRET_FILE=str(secrets), RELAY_UPSTREAM_KEY_FILE=str(key), RELAY_UPSTREAM_KEY="sk-variable"
+    )
+    assert found.jwt_secrets == (f"{SECRET}1", SECRET)
+    assert found.upstream_headers == (("Authorization", "Bearer sk-file"),)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "place"),
+    [
+        ("RELAY_JWT_SECRET_FILE", "", ":"),
+        ("RELAY_JWT_SECRET_FILE", f"{SECRET}\n\n{SECRET[:31]}\n", ":3:"),
+        ("RELAY_JWT_SECRET_FILE", f"{SECRET}\n\udcff", ":2:"),
+        ("RELAY_UPSTREAM_KEY_FILE", " \n", ":"),
+        ("RELAY_UPSTREAM_KEY_FILE", f"{SECRET}\n{SECRET}", ":"),
+        ("RELAY_UPSTREAM_KEY_FILE", f"{SECRET}\u00e9", ":"),
+        ("RELAY_UPSTREAM_KEY_FILE", SECRET * 4096, ":"),
+    ],
+    ids=["no secret", "short", "not UTF-8", "no key", "two keys", "not ASCII", "too large"],
+)
+def test_a_bad_file_of_secrets_is_named_and_not_shown(tmp_path, variable, text, place):
+    """Half a secret in a log is half of the work of whoever reads it there."""
+    file = tmp_path / "secrets"
+    file.write_text(text, errors="surrogateescape")
+    said = refused(**{variable: str(file)})
+    assert said.startswith(f"{variable}: {file}{place} ")
+    assert SECRET[:31] not in said
+
+
+def test_a_jwks_url_alone_can_verify_tokens():
+    """A fleet whose tokens are all signed elsewhere has no secret to lose."""
+    found = settings(RELAY_JWT_SECRET="", RELAY_JWKS_URL="https://id.example/jwks")
+    assert found.jwt_secrets == ()
+
+
+def test_a_file_with_a_default_upstream_of_its_own_needs_no_key_of_the_environment(tmp_path):
+    """And one without still does."""
+    file = tmp_path / "relay.toml"
+    file.write_text('[upstreams.default]\nurl = "wss://model.example/v1"')
+    changes = {"RELAY_CONFIG": str(file), "RELAY_UPSTREAM_URL": ""}
+    assert settings(**changes).upstream_url == "wss://model.example/v1"
+    file.write_text('[upstreams.other]\nurl = "wss://model.example/v1"')
+    assert "OPENAI_API_KEY" in refused(**changes)
+
+
+def test_shares_are_of_regions_and_not_of_their_shards(tmp_path):
+    """A plan holds for a region as a whole."""
+    file = tmp_path / "relay.toml"
+    file.write_text("[shares]\niad = 0.75")
+    regions = "iad-1=redis://a,iad-2=redis://b,lhr=redis://c"
+    found = settings(RELAY_CONFIG=str(file), RELAY_REGIONS=regions)
+    assert found.rulebook.shares == {"iad": 0.75, "lhr": 0.25}

@@ -10,6 +10,7 @@ from relay.core.actions import Complaint, Log, Note, Send, Side
 from relay.core.bridge import Bridge, Rules
 from relay.core.conversation import opening_update
 from relay.core.messages import Injection, Settled
+from relay.core.usage import Usage
 
 NOW, WALL = 50.0, 1_700_000_000.0
 APPLY_SECONDS = 10.0
@@ -699,3 +700,54 @@ def test_readers_are_told_of_what_the_model_says(talk, message, names):
     if b'"id":"x"' not in message:
         talk.model(event("conversation.item.added", item={"id": "a"}))
     assert [each.name for each in talk.model(message) if isinstance(each, Note)] == names
+
+
+# What it uses
+
+
+def test_what_a_call_uses_is_counted_whoever_asked_for_it(talk):
+    """A backend's response, and one outside the conversation, cost as much as the client's own."""
+    usage = talk.bridge.conversation.usage = Usage(NOW, WALL, is_new=False)
+    talk.put(None)
+    for conversation_id in ("c", None):
+        response = {"id": "r", "conversation_id": conversation_id, "status": "completed"}
+        talk.model(event("response.done", response=response | {"usage": {"input_tokens": 5, "output_tokens": 2}}))
+    talk.hide("h")
+    cost = {"type": "duration", "seconds": 3}
+    completed = "conversation.item.input_audio_transcription.completed"
+    assert talk.to_client(completed, item_id="h", content_index=0, transcript="", usage=cost) is None
+    (counted,) = usage.counted().values()
+    assert counted == {
+        "responses": 2,
+        "input_text_tokens": 10,
+        "output_text_tokens": 4,
+        "transcription_seconds": 3.0,
+    }
+
+
+@pytest.mark.parametrize("usage", [None, 5, [], {"input_tokens": "x"}], ids=repr)
+def test_a_response_without_a_cost_that_can_be_read_is_one_all_the_same(talk, usage):
+    """Nothing that a server writes may end a call."""
+    counters = talk.bridge.conversation.usage = Usage(NOW, WALL, is_new=False)
+    talk.model(event("response.done", response={"id": "r", "conversation_id": "c", "usage": usage}))
+    talk.model(event("response.done", response={"id": "r", "conversation_id": "c"}))
+    assert list(counters.counted().values()) == [{"responses": 2}]
+
+
+def test_the_sessions_formats_are_known_to_whoever_counts(talk):
+    """Seconds follow from bytes only by the format, which any leg may have another of."""
+    usage = talk.bridge.conversation.usage = Usage(NOW, WALL, is_new=False)
+    size = 64_000 + len('{"type":"input_audio_buffer.append","audio":""}')
+
+    def seconds(messages: int) -> float:
+        before = sum(counters.get("audio_seconds_in", 0) for counters in usage.counted().values())
+        usage.on_given(messages, messages * size)
+        return sum(counters["audio_seconds_in"] for counters in usage.counted().values()) - before
+
+    assert seconds(1) == 1.0
+    talk.model(event("session.updated", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}}))
+    assert seconds(2) == 6.0
+    talk.bridge.on_model_lost(NOW)
+    session = {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 24_000}}}}
+    talk.bridge.on_model_changed(session, [], None, NOW, WALL)
+    assert seconds(3) == 1.0

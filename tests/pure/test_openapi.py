@@ -117,6 +117,29 @@ def test_what_can_be_wrong_in_a_request_has_its_answer(each):
         assert ({400, 413} <= set(each.answers)) == (each.body is not None)
 
 
+@pytest.mark.parametrize("each", ROUTES, ids=lambda each: each.name)
+def test_what_the_port_says_before_any_handler_is_described(each):
+    """Crowds and slow bodies are anybody's; keys are asked for only where a token is."""
+    assert {"too_many_connections", "too_many_requests"} <= set(each.answers[429].codes)
+    assert (408 in each.answers) == (each.body is not None)
+    assert ("keys_unavailable" in each.answers.get(503, each.answers[429]).codes) == (each.scope is not None)
+    assert all("Retry-After" in each.answers[status].headers for status in {429, 503} & set(each.answers))
+
+
+def test_a_revocation_that_missed_a_region_is_as_described():
+    """An error, with the fields of the success beside it."""
+    half = {"error": {"type": "server_error", "code": "region_unreachable", "message": "no", "param": None}}
+    done = {
+        "object": "realtime.token.revocation",
+        "jti": "j",
+        "expires_at": 1,
+        "regions": [],
+        "unreachable_regions": [],
+    }
+    assert described(half | done, schema.HalfRevoked) == {"error", *done}
+    assert described(done, schema.Revocation) == set(done)
+
+
 def test_parameters_say_what_the_decoder_takes():
     """Limits, defaults and choices come from the type itself."""
     parameters = {each["name"]: each for each in OPERATIONS["put_event"]["parameters"]}
@@ -159,8 +182,9 @@ def bus_errors() -> list[FanoutError]:
 def test_every_error_of_the_bus_has_an_answer_or_a_reason_to_have_none():
     """A new one must not become a 500."""
     answered = {type(error) for error in bus_errors()}
-    # Bodies, new ids, fanout.client, and facts, which are left out then.
+    # Bodies, new ids, fanout.client, and facts, which are left out then; calls of a plan with limits, revocations.
     read_elsewhere = {errors.InvalidItem, errors.CallTaken, errors.ReaderTooSlow, errors.Unsealable}
+    read_elsewhere |= {errors.AccountsSettling, errors.AccountsFull}
     known = {each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, FanoutError)}
     assert known == answered | read_elsewhere | {FanoutError}
 

@@ -920,6 +920,36 @@ def test_settings_are_mended_only_so_often():
     assert leg.rebuild.skipped == [(SESSION, "bad")]
 
 
+def test_what_no_browser_sets_is_kept_though_the_rest_is_refused():
+    """What a browser may set must not be how it gets rid of its server's settings: it waits for the next leg."""
+    call = settings_call(instructions="Be kind.", **{f"x{n}": n for n in range(20)})
+    call.memory.locked = frozenset({"instructions", "tools"})
+    leg = Leg(call.memory)
+    leg.waiting = leg.rebuild.start(0.0)
+    rest = leg.waiting[1:]
+    for number in range(9):
+        refuse_update(leg, param=f"session.x{number}")
+    leg.pump()
+    assert leg.sent[-1]["session"] == {"type": "realtime", "instructions": "Be kind.", "tools": []}
+    leg.waiting = rest
+    leg.pump()
+    assert leg.rebuild.session["instructions"] == "Be kind."
+    assert (leg.rebuild.skipped, leg.rebuild.is_ready) == ([], True)
+
+
+@pytest.mark.parametrize(("locked", "tries"), [({"instructions"}, 2), ({"model"}, 1), (set(), 1), (None, 1)], ids=str)
+def test_settings_that_are_refused_whole_are_cut_down_once(locked, tries):
+    """To what is the server's, if there is anything of that."""
+    call = settings_call(instructions="Be kind.")
+    call.memory.locked = None if locked is None else frozenset(locked)
+    leg = Leg(call.memory)
+    leg.waiting = leg.rebuild.start(0.0)
+    for _ in range(tries):
+        assert leg.rebuild.skipped == []
+        refuse_update(leg, param=None)
+    assert (leg.rebuild.skipped, leg.waiting) == ([(SESSION, "bad")], [])
+
+
 def test_new_settings_have_their_own_tries():
     """What was refused was another's."""
     call = settings_call()

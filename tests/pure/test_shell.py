@@ -6,7 +6,7 @@ import pytest
 
 from relay.core.endings import Why
 from relay.shell.events import BadStream, Decoder, Narrator, Sent
-from relay.shell.node import Trouble, place, read_token
+from relay.shell.node import Trouble, place, read_claims, read_token
 from relay.shell.words import (
     ENDINGS,
     calls,
@@ -17,9 +17,12 @@ from relay.shell.words import (
     plain,
     plain_lines,
     receipt,
+    revoked,
     table,
+    usage,
     why,
 )
+from relay.tokens import mint
 
 CALL = {
     "object": "realtime.call",
@@ -477,3 +480,63 @@ def test_a_session_says_what_matters_and_later_only_what_changed() -> None:
 def test_an_event_of_another_shape_is_no_crash(event: dict[str, Any]) -> None:
     """Other models' servers fill the same names with other things."""
     told(event)
+
+
+# Usage and revocation
+
+
+DAY = {
+    "day": "2026-11-21",
+    "agent": "sales",
+    "region": None,
+    "calls": 2,
+    "seconds": 125.2,
+    "audio_seconds_in": 3.25,
+    "audio_seconds_out": 40.0,
+    "responses": 4,
+    "messages": 1,
+    "input_text_tokens": 10,
+    "input_audio_tokens": 20,
+    "input_image_tokens": 30,
+    "output_text_tokens": 5,
+    "output_audio_tokens": 6,
+}
+
+
+def test_usage_is_a_table_whose_last_row_is_the_sum() -> None:
+    """Only what was grouped by has a column."""
+    heading, first, second, total = usage([DAY, {**DAY, "agent": "\x1b[2Jx"}])
+    assert heading.split() == [
+        *("DAY", "AGENT", "CALLS", "TIME", "AUDIO-IN", "AUDIO-OUT", "RESPONSES", "MESSAGES", "TOKENS-IN", "TOKENS-OUT")
+    ]
+    cells = "2 2 min 5 s 3.2 s 40.0 s 4 1 60 11"
+    assert " ".join(first.split()) == f"2026-11-21 sales {cells}"
+    assert " ".join(second.split()) == f"2026-11-21 \\x1b[2Jx {cells}"
+    assert " ".join(total.split()) == "total 4 4 min 10 s 6.5 s 1 min 20 s 8 2 120 22"
+
+
+def test_a_single_sum_has_no_total_and_none_has_no_table() -> None:
+    """It would only say the same again."""
+    assert len(usage([{**DAY, "day": None}])) == 2
+    assert usage([]) == []
+
+
+def test_a_revocation_says_where_it_holds() -> None:
+    """And that it takes a moment."""
+    words = revoked({"jti": "abc\x1b", "regions": ["iad", "lhr"]})
+    assert words == "abc\\x1b is revoked in iad, lhr: within seconds it opens nothing, and its calls end."
+
+
+@pytest.mark.parametrize("prefix", ["", "ek_", " "])
+def test_a_token_says_its_own_id(prefix: str) -> None:
+    """Whoever found one where it should not be has the token, and nothing else."""
+    token = mint("x" * 32, tenant="acme", scope=["call"], expires_at=1790000000, jti="j1")
+    claims = read_claims(prefix + token + "\n")
+    assert claims is not None
+    assert (claims["jti"], claims["tenant"], claims["exp"]) == ("j1", "acme", 1790000000)
+
+
+@pytest.mark.parametrize("text", ["", "j1", "a.b", "a.b.c", "a.!!.c", "a.W10.c", "a.bnVsbA.c", "a.4pyTIA.c", "a.b.c.d"])
+def test_what_is_no_token_has_no_claims(text: str) -> None:
+    """It is taken for an id."""
+    assert read_claims(text) is None

@@ -9,9 +9,9 @@ import pytest
 from relay.core import realtime
 from relay.core.actions import Note, Send, Side
 from relay.core.bridge import Bridge, Rules
-from relay.core.conversation import CALL_FACT
 from relay.core.endings import invites_redial
 from relay.core.messages import Injection
+from relay.core.standing import CALL_FACT
 
 NOW, WALL = 50.0, 1_700_000_000.0
 VAD = {"type": "server_vad", "threshold": 0.5}
@@ -372,7 +372,7 @@ def test_a_model_that_will_not_serve_this_relay_is_known(error, refused):
     """To try again would cost money or time, and change nothing; whatever a server sends, the call goes on."""
     owner = Owner().begin()
     owner.model("error", error={"message": "m", "event_id": None, **error})
-    assert owner.bridge.conversation.is_refused == refused
+    assert (owner.bridge.conversation.serving.refusal is not None) == refused
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ class Nodes:
             "RELAY_CLOSE_SECONDS": "1",
             # Most tests are of a call with one model leg, on which nothing is but what the test puts there.
             "RELAY_REDIAL_SECONDS": "0",
+            "RELAY_IP_CONNECTIONS": "0",  # all of them come from one address
+            "RELAY_IP_STARTS_PER_MINUTE": "0",
             "RELAY_CONFIG": str(self._plain_agents()),
         }
         return own | {f"RELAY_{key}": value for key, value in env.items()}

@@ -11,7 +11,11 @@ from typing import Any
 from aiohttp import web
 from picows import WSFrame, WSListener, WSMsgType, WSTransport
 
-from relay.handoff import BadHandshake, check_upgrade, hand_off, listen
+from relay.admission import Refused
+from relay.config import Settings
+from relay.front import Front
+from relay.handoff import BadHandshake, check_upgrade, hand_off
+from relay.port import listening
 
 LIMIT = 1 << 20
 _TEST_SECONDS = 30.0
@@ -75,16 +79,13 @@ class Server:
         await server.runner.setup()
         sock = socket.create_server(("127.0.0.1", 0))
         server.port = sock.getsockname()[1]
-        listening = await listen(server.runner, sock, context)
-        try:
+        async with listening(_front(), server.runner, sock, context):
             yield server
-        finally:
             for listener in server.listeners:
                 if listener.transport is not None:
                     listener.transport.disconnect(False)
                 await listener.closed
-            listening.close()
-            await server.runner.cleanup()
+        await server.runner.cleanup()
 
     async def _plain(self, _: web.Request) -> web.Response:
         return web.Response(text="plain")
@@ -105,6 +106,23 @@ class Server:
             raise
         self.listeners.append(listener)
         return response
+
+
+def _front() -> Front:
+    """A front that lets everybody in."""
+    settings = Settings.from_env(
+        {
+            "OPENAI_API_KEY": "none",
+            "RELAY_JWT_SECRET": "secret" * 6,
+            "RELAY_IP_CONNECTIONS": "0",
+            "RELAY_IP_STARTS_PER_MINUTE": "0",
+        }
+    )
+    return Front(settings, _plain_refusal)
+
+
+def _plain_refusal(refused: Refused) -> web.Response:
+    return web.Response(status=refused.status, text=refused.code)
 
 
 class Raw:
