@@ -198,7 +198,7 @@ def test_issuer_audience_and_times_count_for_public_keys_too(algorithm):
         {"kty": "RSA", "kid": "rs256"},
         {"kid": "rs256"},
     ],
-    ids=lambda entry: ",".join(f"{key}={value}" for key, value in entry.items() if key != "kid")[:60],
+    ids=lambda entry: ",".join(sorted(entry)),
 )
 def test_a_key_that_cannot_prove_signatures_is_left_out_and_the_others_count(entry):
     """A set holds keys for other purposes; one broken entry must not lock everybody out."""
