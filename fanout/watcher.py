@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import structlog
 
 from fanout.core.chronicle import SESSION
@@ -193,7 +192,7 @@ class Watcher:
         try:
             heard = unpack_feed(data, max_bytes=self._batch_max_bytes)
             tombstone = None if isinstance(heard, Batch) else tombstone_from_stored(heard.tombstone)
-        except (EnvelopeError, msgspec.MsgspecError) as exc:
+        except EnvelopeError as exc:
             self._on_unreadable(str(exc))
             return
         for line in list(self._by_channel.get(channel, ())):

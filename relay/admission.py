@@ -127,7 +127,7 @@ def admit(
     if "call_id" in query:
         text = "Attach to a live call at /v1/realtime?call_id=…; this path begins new ones."
         raise Refused(400, "call_id_not_supported", text, param="call_id")
-    intent = query.get("intent")
+    intent = query.get("intent") or None  # one without words asks for nothing
     if intent is None and session_type == "transcription" and "model" not in query:
         return _admitted(room, Wanted(None, session_type))
     asked = query.get("model")

@@ -186,10 +186,14 @@ class Leg(WSListener):
         received = handshake.recv if handshake is not None else None
         if self.closing:
             return
-        if received is not None:
-            self._owner.on_leg_close(self, Close(int(received.code) or NO_STATUS, received.reason or ""))
-        else:
-            self._refuse(Violation(code, reason))
+        try:
+            if received is None:
+                raise Violation(code, reason)
+            close = Close(int(received.code) or NO_STATUS, received.reason or "")
+            parse_close(close_body(close))  # picows lets codes pass that nobody may send, such as 1006
+            self._owner.on_leg_close(self, close)
+        except Violation as violation:
+            self._refuse(violation)
 
     def _refuse(self, violation: Violation) -> None:
         """Answer a bad frame at once: the same read may hold more of them."""
@@ -245,7 +249,7 @@ class Leg(WSListener):
 
         ``tap`` gets each of them too, after the peer.
         """
-        if peer is None or peer.closing:
+        if peer is None or peer.closing or self.closing:
             self._forward = None
         elif tap is None:
             self._forward = peer._transport.send
@@ -303,6 +307,7 @@ class Leg(WSListener):
         if self.closing:
             return
         self.closing = True
+        self._forward = None
         transport = self.transport
         if transport is None or transport.is_disconnected:
             return

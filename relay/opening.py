@@ -100,6 +100,9 @@ class Opening:
             call = self._new(request, found, claims, offered, voice=voice)
             await self._services.accounting.admit(call.call_id, call.tenant, call.plan, call.share)
             self._room()  # others may have come meanwhile
+        live = self._live_here(claims)
+        if live is not None:  # as another connection of this client has
+            return self._arrive(request, live, claims, offered, voice=voice)
         session = Session(self._services, call)
         response = self._hand_off(request, session.client.leg, call.call_id, offered, call.max_message)
         self._calls.start(session)

@@ -30,7 +30,7 @@ from relay.leaving import leave
 from relay.legs import Leg
 from relay.meter import Meter
 from relay.modelside import ModelSide
-from relay.taking import NotTaken, take
+from relay.taking import NotTaken, begin, take
 from relay.traffic import Traffic
 from relay.watchdog import Watchdog
 
@@ -148,7 +148,7 @@ class Session:
         try:
             owned = await self._own()
         except NotTaken as refused:
-            self._services.tally.resumes["refused"] += 1
+            self._services.tally.resumes["refused"] += self.request.resumes
             self.fail(refused.why, str(refused), refused.code)
             return
         owned.on_interest = self._on_interest
@@ -160,7 +160,8 @@ class Session:
     async def _own(self) -> OwnedCall:
         record = self.request.record(self._settings, self._started)
         if not self.request.resumes:
-            owned = self._hands.owned = self._services.bus.own(record, self._deliver)
+            owned = self._hands.owned = begin(self._services.bus, record, self._deliver)
+            self._hands.act(self.conversation.view.promise(self.request.opening))
             return owned
         owned = self._hands.owned = await take(self._services.bus, record, self._deliver)
         items = [realtime.decode(entry) for entry in owned.memory]

@@ -1,4 +1,4 @@
-"""Taking a live call over from the node that has it, for a client that resumes it here; what to say if that fails."""
+"""Beginning a call here, or taking a live one over from the node that has it; what its client is told if that fails."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from fanout import (
 from relay.core.endings import Why
 
 _TAKE_SECONDS: Final = 20.0  # a Redis that is new lets nobody take a call over for some ten seconds
+_AWAY: Final = "The call's Redis does not answer: connect again in a moment."
 
 
 class NotTaken(Exception):
@@ -26,6 +27,18 @@ class NotTaken(Exception):
         super().__init__(text)
         self.why = why
         self.code = code
+
+
+def begin(bus: Fanout, record: CallRecord, deliver: Callable[[Message], None]) -> OwnedCall:
+    """Own a new call.
+
+    Raises:
+        NotTaken: this node has one with its id, or could not write the end of it down yet; with Redis nobody gets here.
+    """
+    try:
+        return bus.own(record, deliver)
+    except ValueError:
+        raise NotTaken(Why.BUS_AWAY, "region_unreachable", _AWAY) from None
 
 
 async def take(bus: Fanout, record: CallRecord, deliver: Callable[[Message], None]) -> OwnedCall:
@@ -43,5 +56,4 @@ async def take(bus: Fanout, record: CallRecord, deliver: Callable[[Message], Non
     except (CallEnded, CallNotFound):
         raise NotTaken(Why.CALL_OVER, "call_ended", "The call has ended: begin a new one.") from None
     except (FanoutError, TimeoutError, ValueError):  # the last: this node is just letting go of it
-        text = "The call's Redis does not answer: connect again in a moment."
-        raise NotTaken(Why.BUS_AWAY, "region_unreachable", text) from None
+        raise NotTaken(Why.BUS_AWAY, "region_unreachable", _AWAY) from None

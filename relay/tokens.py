@@ -49,7 +49,7 @@ def read_claims(payload: Mapping[str, Any], *, has_prefix: bool) -> Claims:
     if not isinstance(scope, list) or not all(isinstance(entry, str) for entry in scope):
         raise BadToken("The token's 'scope' must be a list of strings, or one string with spaces.")
     for name in ("agent", "plan", "call", "jti", "origin"):
-        if name in payload and (not isinstance(payload[name], str) or not payload[name]):
+        if name in payload and not _is_word(payload[name]):
             raise BadToken(f"The token's {name!r} must be a string that is not empty.")
     for name in ("session", "browser"):
         if not isinstance(payload.get(name, False), bool):
@@ -66,6 +66,11 @@ def read_claims(payload: Mapping[str, Any], *, has_prefix: bool) -> Claims:
         session=payload.get("session", False),
         browser=has_prefix or payload.get("browser", False) or origin is not None,
     )
+
+
+def _is_word(claim: object) -> bool:
+    """Whether it is a string that can be written again: JSON can name half a character (a lone surrogate)."""
+    return isinstance(claim, str) and bool(claim) and not any("\ud800" <= letter <= "\udfff" for letter in claim)
 
 
 def mint(

@@ -74,7 +74,7 @@ class Memory:
         for one in packed:
             try:
                 self._packed[self._read(one)[0]] = one
-            except (Unsealable, msgspec.MsgspecError):
+            except (Unsealable, msgspec.MsgspecError, UnicodeDecodeError):
                 continue
         self._bytes = sum(map(len, self._packed.values()))
         self.total = self._stored = total

@@ -40,6 +40,8 @@ _body = msgspec.msgpack.Decoder(_Body)
 _stored_receipt = msgspec.msgpack.Decoder(_StoredReceipt)
 _call = msgspec.msgpack.Decoder(CallRecord)
 _tombstone = msgspec.msgpack.Decoder(Tombstone)
+# The second is a name that is not UTF-8, or an unknown status; the last an unknown field with lists in lists in lists.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def message_to_envelope(message: Message, call_id: str, sender: str) -> Envelope:
@@ -60,7 +62,7 @@ def message_from_envelope(envelope: Envelope) -> Message:
     """The message again; a body that cannot be read is an EnvelopeError."""
     try:
         body = _body.decode(envelope.body)
-    except msgspec.MsgspecError as exc:
+    except _UNREADABLE as exc:
         raise EnvelopeError("body cannot be read") from exc
     return Message(
         id=envelope.id,
@@ -97,7 +99,7 @@ def receipt_from_stored(call_id: str, message_id: str, packed: bytes) -> Receipt
             region=stored.region,
             error=error,
         )
-    except (msgspec.MsgspecError, ValueError) as exc:
+    except _UNREADABLE as exc:
         raise EnvelopeError("receipt cannot be read") from exc
 
 
@@ -133,8 +135,11 @@ def pack_call(record: CallRecord) -> bytes:
 
 
 def call_from_stored(record: bytes, *, epoch: int, state: str) -> CallRecord:
-    """Out of the call's hash, whose own fields for epoch and state hold."""
-    return msgspec.structs.replace(_call.decode(record), epoch=epoch, state=state)
+    """Out of the call's hash, whose own fields for epoch and state hold; one that cannot be read: an EnvelopeError."""
+    try:
+        return msgspec.structs.replace(_call.decode(record), epoch=epoch, state=state)
+    except _UNREADABLE as exc:
+        raise EnvelopeError("call cannot be read") from exc
 
 
 def pack_tombstone(tombstone: Tombstone) -> bytes:
@@ -143,5 +148,8 @@ def pack_tombstone(tombstone: Tombstone) -> bytes:
 
 
 def tombstone_from_stored(record: bytes) -> Tombstone:
-    """Out of the tombstone's hash."""
-    return _tombstone.decode(record)
+    """Out of the tombstone's hash; one that cannot be read is an EnvelopeError."""
+    try:
+        return _tombstone.decode(record)
+    except _UNREADABLE as exc:
+        raise EnvelopeError("tombstone cannot be read") from exc

@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from relay.core.actions import Action, Note
 from relay.core.realtime import decode, encode
 from relay.core.sessions import asks_for_transcription, transcription_of, without_unchanged
+from relay.core.standing import OPENING_FACT
 
 _TRANSCRIPTS: Final = "conversation.item.input_audio_transcription."
 
@@ -25,6 +27,7 @@ class ClientSession:
         "_opening",
         "_opening_until",
         "_transcription",
+        "is_promised",
         "is_resumed",
         "is_told",
         "shows_transcripts",
@@ -39,6 +42,7 @@ class ClientSession:
         self._opening_until: float | None = None  # our session.update is under way
         self._opening = b""
         self._created: dict[str, Any] | None = None  # the session.created that waits for it
+        self.is_promised = False  # a later owner would still have to see to the session that the call begins with
         self.shows_transcripts = False  # the client asked for them
         self.is_resumed = False
         self.is_told = False  # the client had its session.created
@@ -81,6 +85,18 @@ class ClientSession:
         created, self._created, self._opening_until = self._created, None, None
         self.is_told |= created is not None
         return created
+
+    def promise(self, session: Mapping[str, Any]) -> list[Action]:
+        """Note with which session the call is to begin, for an owner that takes it before it has."""
+        self.is_promised = bool(session)
+        return [Note(OPENING_FACT, encode(session))] if session else []
+
+    def kept(self) -> list[Action]:
+        """Note that the call has begun with it, or never will, as soon as that is so."""
+        if self.is_opening or not self.is_promised:
+            return []
+        self.is_promised = False
+        return [Note(OPENING_FACT, None)]
 
     # What the client sees
 

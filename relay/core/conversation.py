@@ -19,7 +19,7 @@ from relay.core.messages import Injection
 from relay.core.realtime import ClientEvent, NotAnEvent
 from relay.core.rebuild import ANCHOR
 from relay.core.serving import Serving
-from relay.core.standing import Standing, read_standing
+from relay.core.standing import Standing, read_opening, read_standing
 from relay.core.unfinished import FOLLOWED, Unfinished, cancelled
 from relay.core.usage import Usage
 
@@ -107,7 +107,9 @@ class Conversation:
 
     def on_tick(self, now: float) -> tuple[bytes | None, list[Action]]:
         """What the model left without an answer for too long, and what the client gets instead."""
-        return self._without_opening() if self.view.is_late(now) else None, [*self._gate.overdue(now)]
+        if not self.view.is_late(now):
+            return None, [*self._gate.overdue(now)]
+        return self._without_opening(), [*self.view.kept(), *self._gate.overdue(now)]
 
     # Another model leg
 
@@ -160,12 +162,16 @@ class Conversation:
         if not (self.view.is_told or self.view.is_opening):  # the leg before was lost before it said so
             told.append(Send(Side.CLIENT, self.view.created(session)))
         self._on_settings(session)
-        return [*told, *_notes(self.memory.on_session(session)), *self.client.switch_on_transcription(session, now)]
+        told += [*_notes(self.memory.on_session(session)), *self.view.kept()]
+        return [*told, *self.client.switch_on_transcription(session, now)]
 
     def restore(self, facts: Mapping[str, bytes], items: Iterable[dict[str, Any]], wall: float) -> Gone:
         """Take a conversation over as its memory has it: facts, and the items of backends that were told applied."""
         notes = _notes([*self.memory.restore(facts), *self.memory.adopt(list(items), wall)])
         notes += _notes(self.memory.on_interrupted(self.memory.under_way))
+        opening = read_opening(facts)
+        if opening is not None:  # the owner before had not come so far: what its model said of itself is not the call's
+            self.memory.session, self.view.is_promised = opening, True
         before = None
         for entry in self.memory.entries:
             self._gate.tools.restore(entry)
@@ -232,7 +238,7 @@ class Conversation:
             return message, self._logged(message)
         cause = error.get("event_id")
         if cause == _OPENING:
-            return self._without_opening(), [troubles.complaint(error)]
+            return self._without_opening(), [*self.view.kept(), troubles.complaint(error)]
         if isinstance(cause, str):
             self.client.on_refused(cause)
         own, settled = self._gate.on_error(error)
@@ -270,7 +276,7 @@ class Conversation:
             self.view.give_up_transcription()  # the model takes it and does not do it
         passed = None if is_own else self.view.on_session(message, event, session)
         log = [] if is_own else self._logged(message)
-        return passed, [*log, *notes, *settled, *self.client.switch_on_transcription(session, now)]
+        return passed, [*log, *notes, *self.view.kept(), *settled, *self.client.switch_on_transcription(session, now)]
 
     def _on_item(self, message: bytes, event: dict[str, Any], now: float, wall: float) -> _Understood:
         item = event.get("item")

@@ -1,4 +1,4 @@
-"""Where a call stands, beside its session and its items: one fact, out of which a later owner goes on. Pure."""
+"""Where a call stands, beside its session and its items: facts out of which a later owner goes on. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 from relay.core.realtime import NotAnEvent, decode, encode
 
 CALL_FACT: Final = "call"
+OPENING_FACT: Final = "opening"  # the session that a call is to begin with, until its model has answered that
 
 
 class Standing(NamedTuple):
@@ -25,6 +26,15 @@ class Standing(NamedTuple):
         else:
             fields["locked"] = sorted(self.locked)
         return CALL_FACT, encode(fields)
+
+
+def read_opening(facts: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """Read the session that a call is still to begin with, None if it has begun with it, or with none."""
+    try:
+        opening: dict[str, Any] = decode(facts.get(OPENING_FACT, b""))
+    except NotAnEvent:
+        return None
+    return opening
 
 
 def read_standing(facts: Mapping[str, bytes]) -> Standing:

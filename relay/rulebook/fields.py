@@ -13,6 +13,7 @@ from relay.rulebook.lines import Path
 NAME_CHARS: Final = 128  # of an agent, a plan, a tenant, an upstream
 _LARGEST: Final = 10**9  # of any number: beyond it, it is a slip of the hand, and Redis would round it
 _JSON_WHOLE: Final = 2**63
+_DEEPEST: Final = 100  # steps of a path: dotted keys nest without an end, and what sends the value on would not
 
 
 class Mistake(ValueError):
@@ -108,6 +109,8 @@ def is_name(text: str) -> bool:
 
 
 def _check_json(path: Path, value: Any) -> None:
+    if len(path) > _DEEPEST:
+        raise Mistake(path[:3], "is nested too deeply")  # agents, its name, the key
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_json((*path, key), inner)

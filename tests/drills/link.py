@@ -65,14 +65,17 @@ class Link:
     async def _join(self, client: socket.socket) -> None:
         """Connect a client with the target; where the target refuses, the client is closed."""
         loop = asyncio.get_running_loop()
-        await self._whole.wait()
         near, far = _End(self), _End(self)
         near.peer, far.peer = far, near
         try:
+            await self._whole.wait()
             await loop.create_connection(lambda: far, *self._target)
         except OSError:
             client.close()
             return
+        except asyncio.CancelledError:
+            client.close()
+            raise
         with contextlib.suppress(OSError):
             await loop.connect_accepted_socket(lambda: near, client)
 

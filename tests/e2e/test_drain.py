@@ -400,7 +400,7 @@ async def up(ready: Path) -> Node:
     """Until the process is ready."""
     await until(ready.exists, 30)
     found = json.loads(await asyncio.to_thread(ready.read_text))
-    return Node(found["url"], found["ops_url"], *[None] * 3)  # type: ignore[arg-type]
+    return Node(found["url"], found["ops_url"], *[None] * 4)  # type: ignore[arg-type]
 
 
 async def exit_code(process: asyncio.subprocess.Process, seconds: float = 10.0) -> int:

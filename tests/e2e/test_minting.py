@@ -13,13 +13,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from openai import AsyncOpenAI
 from openai.types.realtime import ClientSecretCreateResponse
+from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
 from fanout import new_call_id
 from relay.app import Node
 from relay.demo import declare_settled
 from relay.shell.node import read_claims
-from tests.support.fleet import Nodes, bearer, closed, event, token, until
+from tests.support.fleet import Nodes, bearer, closed, event, session_of, token, until
 from tests.support.redis_server import RedisServer
 from tests.support.signing import key_set, signer
 
@@ -191,6 +192,37 @@ async def test_two_clients_at_once_are_one_call(nodes: Nodes) -> None:
     await until(is_one)
     for each in clients:
         await each.close()
+
+
+async def test_connections_at_once_to_one_node_are_one_call(nodes: Nodes) -> None:
+    """All find it reserved; as with any that come later, the last one has it and the others are told."""
+    node = await nodes.add()
+    headers = bearer((await secret_for(node)).value)
+    with capture_logs() as logs:
+        clients = await asyncio.gather(*(nodes.connect(node, headers=headers) for _ in range(3)))
+        firsts = [await each.receive() for each in clients]
+        told = [json.loads(each.data)["type"] if each.type is aiohttp.WSMsgType.TEXT else each.data for each in firsts]
+        assert sorted(map(str, told)) == ["4009", "4009", "session.created"]
+        for each in clients:
+            await each.close()
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+
+
+async def test_a_key_whose_calls_end_cannot_be_written_yet_opens_nothing(doomed: tuple[RedisServer, Nodes]) -> None:
+    """Its id still stands for the call that was; without Redis nobody can say so, and the client may come again."""
+    server, nodes = doomed
+    node = await nodes.add(BUS_SOCKET_TIMEOUT="0.3")
+    headers = bearer((await secret_for(node)).value)
+    client = await nodes.connect(node, headers=headers)
+    await event(client, "session.created")
+    call = session_of(client._response.headers["X-Call-Id"])
+    server.kill()
+    await client.close()
+    await until(lambda: call.is_over and not call._hands.owned)
+    with capture_logs() as logs:
+        code, events = await closed(await nodes.connect(node, headers=headers))
+    assert (code, [each["error"]["code"] for each in events]) == (1013, ["region_unreachable"])
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
 async def test_the_sdk_is_told_why_its_key_opens_nothing(nodes: Nodes) -> None:

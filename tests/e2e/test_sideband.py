@@ -493,7 +493,7 @@ async def process_of(env: dict[str, str]) -> AsyncIterator[tuple[asyncio.subproc
     try:
         async with asyncio.timeout(20):
             ready = json.loads(await process.stderr.readline())  # type: ignore[union-attr]
-        yield process, Node(ready["url"], ready["ops_url"], *[None] * 3)  # type: ignore[arg-type]
+        yield process, Node(ready["url"], ready["ops_url"], *[None] * 4)  # type: ignore[arg-type]
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

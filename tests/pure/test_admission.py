@@ -119,8 +119,10 @@ def test_the_selected_subprotocol_is_never_the_one_that_bears_the_key(offered, s
         ({}, "d", Wanted("d", None)),
         ({"model": ""}, "d", Wanted("d", None)),
         ({"intent": "transcription"}, None, Wanted(None, "transcription")),
+        ({"intent": "", "model": "m"}, None, Wanted("m", None)),
+        ({"intent": ""}, "d", Wanted("d", None)),
     ],
-    ids=["asked", "asked, not the default", "default", "empty", "intent alone"],
+    ids=["asked", "asked, not the default", "default", "empty", "intent alone", "empty intent", "only that"],
 )
 def test_a_call_has_the_model_it_asks_for_or_the_agents(query, default, wanted):
     """A transcription session names no model."""

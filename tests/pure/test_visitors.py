@@ -49,6 +49,14 @@ def test_a_minutes_worth_may_be_begun_at_once_and_then_one_by_one():
     assert visitors.start("b", 110.0) == 0.0
 
 
+def test_what_is_taken_back_of_somebody_unknown_changes_nothing():
+    """The table may have lost the address meanwhile."""
+    visitors = Visitors(connections=0, starts_per_minute=1)
+    visitors.refund("a")
+    assert visitors.remembered == 0
+    assert [visitors.start("a", 0.0), visitors.start("a", 0.0)] == [0.0, pytest.approx(60.0)]
+
+
 @settings(derandomize=True)
 @given(st.integers(1, 50), st.lists(st.floats(0, 20), max_size=120))
 def test_no_minute_has_more_than_twice_the_limit_and_who_waits_as_told_gets_in(limit, gaps):
