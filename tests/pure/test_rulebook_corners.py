@@ -32,3 +32,15 @@ def test_a_table_that_is_not_there_is_none():
 def test_what_json_knows_goes_on_as_it_is(value: object):
     """Into a session, whose fields are the model server's to judge."""
     assert Table((), {"session": value}).json("session") == value
+
+
+@pytest.mark.parametrize(("steps", "is_good"), [(90, True), (120, False)])
+def test_a_session_that_is_nested_without_an_end_is_refused_with_its_line(steps: int, is_good: bool):
+    """Dotted keys nest for a few letters each; what sends the session on would fail at it, in every call."""
+    text = f"[agents.x]\n\n[agents.x.session]\n{'.'.join('a' * steps)} = 1\n"
+    if is_good:
+        assert "a" in parse_rulebook(text, no_secret, DEFAULTS).agents["x"].session
+        return
+    with pytest.raises(BookError) as caught:
+        parse_rulebook(text, no_secret, DEFAULTS)
+    assert (caught.value.line, str(caught.value)) == (3, "agents.x.session: is nested too deeply")
