@@ -407,8 +407,8 @@ async def test_speech_is_not_cut_where_one_session_takes_over_from_another(
 
 async def test_the_last_second_of_what_is_being_said_is_said_to_the_next_session_too(nodes: Nodes) -> None:
     """At the end of a session any pause will do: what the old one heard and nobody committed must not be lost."""
-    await nodes.fault(expire=3)
-    node = await nodes.add(**REDIALS, ROLL_OVER_SECONDS="1.5")
+    await nodes.fault(expire=8)  # so that two seconds are left between the building of a leg and its use
+    node = await nodes.add(**REDIALS, ROLL_OVER_SECONDS="4")
     client = await live(nodes, node)
     await client.send_json({"type": "session.update", "session": MANUAL})
     await event(client, "session.updated")
