@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -82,7 +81,7 @@ HEADS: list[dict[str, Any]] = [
 CLAIMS: list[tuple[str, list[Any]]] = [
     ("tenant", [None, 5, [], {}, "", "x" * 129, "a\nb", "a\0", "\u200b", "\ud800", True]),
     ("scope", [None, 5, {}, [5], [None], [["read"]], True, {"read": 1}]),
-    ("exp", [None, "soon", [], {}, -1, 0, 1, "1", "", "1e9", float("-inf"), float("inf"), float("nan"), 10**400]),
+    ("exp", [None, "soon", [], {}, -1, 0, 1, "1", "", "1e9", float("-inf"), float("inf"), float("nan")]),
     ("nbf", ["soon", [], {}, 10**12, float("inf"), float("nan"), 10**400]),
     ("iat", ["soon", [], {}, 10**12, float("inf"), float("nan")]),
     *((name, [5, "", None, [], {}, True]) for name in ("agent", "plan", "call", "jti", "origin")),
@@ -98,7 +97,7 @@ def signed(head: Any, body: Any, secret: str = SECRET) -> str:
 
 def claims(source: random.Random) -> dict[str, Any]:
     """What would be good."""
-    return {"tenant": f"tenant-{source.random()}", "scope": sorted(SCOPES), "exp": int(time.time()) + 600}
+    return {"tenant": f"tenant-{source.random()}", "scope": sorted(SCOPES), "exp": 4_000_000_000}
 
 
 def _other_head(source: random.Random) -> str:

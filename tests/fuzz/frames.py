@@ -134,10 +134,11 @@ def story_of(wire: Wire, limit: int) -> Story:
         ahead = wire.bad if is_last else frozenset()
         wrong = {1002} if frame.reserved else set()
         if frame.opcode >= CLOSE:
-            if wrong:
-                return Story(told, closes if is_last else set(), wrong | ahead, False)
+            close = {int.from_bytes(frame.payload[:2], "big") or 1005} if frame.opcode == CLOSE else closes
+            if wrong:  # of a CLOSE that it has read ahead of a bad frame picows tells the code and not the bits
+                return Story(told, close if ahead else set(), wrong | ahead, False)
             if frame.opcode == CLOSE:
-                return Story(told, {int.from_bytes(frame.payload[:2], "big") or 1005}, set(), False)
+                return Story(told, close, set(), False)
             if frame.opcode == PING:
                 told.append(("pong", frame.payload))
         else:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.driving import run_mutator, run_shapes
+from tests.fuzz.frames import APPEND, check_leg, wired
 from tests.fuzz.mutating import mutations
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
@@ -32,6 +33,21 @@ def test_nothing_that_is_nearly_right_breaks_a_promise(target: Target):
         target.check(data)
 
     calm(given(target.shapes)(check))()
+
+
+# Inputs that broke a promise once; what is read by no leg: tests/pure/test_fuzz_finds.py.
+_LEG_FINDS = {
+    "a CLOSE with a code that nobody may send, and a bad frame": b"\0" + wired(0x88, b"\x03\xee") + b"\0\0",
+    "a CLOSE with a code beyond all codes, and a bad frame": b"\0" + wired(0x88, b"\xff\xff") + b"\x81\x01a",
+    "audio behind a message that is not UTF-8": b"\1" + wired(0x81, b"\xff") + wired(0x81, APPEND),
+    "audio behind a CLOSE": b"\0" + wired(0x88, b"\x03\xe8") + wired(0x81, APPEND),
+}
+
+
+@pytest.mark.parametrize("data", _LEG_FINDS.values(), ids=_LEG_FINDS)
+def test_what_a_leg_got_wrong_once_it_gets_right(data):
+    """It echoed the codes, and passed the audio on to the model after it had refused the client."""
+    check_leg(data)
 
 
 def _refuse_zero(data: bytes) -> None:
