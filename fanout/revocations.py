@@ -4,6 +4,7 @@ It forgets no token before that ends by itself: a Redis that comes back empty mu
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
@@ -23,6 +24,7 @@ class Revocations:
         self._clock = clock
         self._reading = asyncio.Lock()
         self._until: dict[_Token, float] = {}
+        self._first_end = math.inf  # of these, or earlier
         self._version = 0  # of the copy, counted by this node
         self._server = b""  # since when the server that was read is known
         self._read_to = 0  # version of the list on that server
@@ -66,9 +68,13 @@ class Revocations:
             held = self._until.get(token)
             if held is None and len(self._until) < REVOKED_MAX or held is not None and held < until:
                 self._until[token] = until
+                self._first_end = min(self._first_end, until)
                 self._version += 1
 
     def _drop_ended(self) -> None:
         now = self._clock()
+        if now < self._first_end:  # a full list takes five milliseconds
+            return
         for token in [token for token, until in self._until.items() if until <= now]:
             del self._until[token]
+        self._first_end = min(self._until.values(), default=math.inf)

@@ -187,6 +187,13 @@ class Accounting:
             self._tally.limited[refused] += 1
             raise _too_much(refused, plan, retry_after(refused, seconds, self._wall()))
 
+    def give_back(self, call_id: str, tenant: str, plan: Plan, share: float) -> None:
+        """A call that was let in does not begin after all: its place is free for another one, its start is counted."""
+        self._let_in.pop(call_id, None)
+        if limits(plan, share).any_for_calls:
+            source = secrets.token_hex(8)
+            self._keep(_Last(tenant, Report(call_id, source, "", lease_seconds=0.0, days={}), 0.0))
+
     def _admit_alone(self, call_id: str, tenant: str, held: Limits) -> tuple[str, float]:
         now = self._loop.time()
         self._let_in = {one: of for one, of in self._let_in.items() if of[1] > now and one != call_id}
@@ -262,7 +269,10 @@ class Accounting:
             del self._open[account.tenant]
         now = self._loop.time()
         until = now + self._settings.lease_seconds if goes_on else 0.0
-        self._closed[account.source] = _Last(account.tenant, self._report(account, now), until)
+        self._keep(_Last(account.tenant, self._report(account, now), until))
+
+    def _keep(self, last: _Last) -> None:
+        self._closed[last.report.source] = last
         if len(self._closed) > _CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
             self._tally.usage_dropped += 1

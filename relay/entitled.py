@@ -15,8 +15,13 @@ def agent_of(rulebook: Rulebook, name: str, claims: Claims) -> Agent:
     """
     agent = rulebook.agent_for(name, claims.tenant)
     if agent is None:
-        raise Refused(403, "unknown_agent", f"There is no agent {name[:100]!r}.", kind="permission_error")
+        raise unknown_agent(name)
     return agent
+
+
+def unknown_agent(name: str) -> Refused:
+    """Make the refusal of an agent that is not there for who asks."""
+    return Refused(403, "unknown_agent", f"There is no agent {name[:100]!r}.", kind="permission_error")
 
 
 def plan_of(rulebook: Rulebook, claims: Claims) -> Plan:

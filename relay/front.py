@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
@@ -218,13 +218,9 @@ class Visit:
     ) -> None:
         """It was answered, or handed off."""
         _door(self._request).end()
+        self._request = cast(Any, None)  # it refers back
         if self._is_counted:
             self._front.leave(self._name)
-
-    @property
-    def address(self) -> str:
-        """The client's, as limits count it."""
-        return self._name
 
     def welcome(self) -> None:
         """Its token was accepted: it is counted against a tenant's limits, not against its address."""
@@ -232,8 +228,9 @@ class Visit:
 
     def stay(self, gone: asyncio.Future[None]) -> None:
         """It was handed off: count its connection until it is gone."""
-        self._front.enter(self._name)
-        gone.add_done_callback(lambda _: self._front.leave(self._name))
+        front, name = self._front, self._name
+        front.enter(name)
+        gone.add_done_callback(lambda _: front.leave(name))
 
 
 _VISIT: Final = web.RequestKey("visit", Visit)
@@ -252,11 +249,6 @@ def stay(request: web.Request, gone: asyncio.Future[None]) -> None:
     """Count the connection of a request that was handed off just now, until ``gone`` is done."""
     if _VISIT in request:
         request[_VISIT].stay(gone)
-
-
-def address_of(request: web.Request) -> str:
-    """Return the address of the client as limits count it: IPv6 by its /64; empty outside of a visit."""
-    return request[_VISIT].address if _VISIT in request else ""
 
 
 def _door(request: web.Request) -> Door:

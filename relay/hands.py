@@ -22,7 +22,7 @@ from relay.core.usage import Audio
 from relay.legs import Leg
 from relay.modelside import ModelSide
 
-_LOGGED_TEXT: Final = 300  # characters
+_LOGGED_TEXT: Final = 100  # characters
 _ALARM_SECONDS: Final = 0.01  # between looks at the gate that no event asks for
 _KEPT_FRAMES: Final = 50  # of the client's audio before another model leg takes over: a second of 20 ms frames
 
@@ -90,8 +90,8 @@ class Hands:
                     self._note(name, value)
                 case Settled():
                     self.settle(action)
-                case Complaint(code, text):
-                    self._log.warning("model_refused_ours", code=code, message=text[:_LOGGED_TEXT])
+                case Complaint(code, param):
+                    self._log.warning("model_refused_ours", code=code[:_LOGGED_TEXT], param=param[:_LOGGED_TEXT])
                 case Pause(side):
                     self._hold(side, True)
                 case Resume(side):

@@ -93,6 +93,10 @@ class Meter:
             return
         leg = self._client.leg
         pause = self._pace.look(*self._traffic.received(Side.CLIENT), self._loop.time())
+        if pause > self._services.settings.stall_seconds:  # for so long nobody would notice that it has left
+            plan = self._request.plan.name
+            self._on_spent(Why.CLIENT_TOO_FAST, f"the client is {pause:.0f} s ahead of what the plan {plan!r} allows")
+            return
         if self._paused is not None and (self._paused is not leg or not pause):
             paused, self._paused = self._paused, None
             if not paused.closing:
@@ -101,7 +105,7 @@ class Meter:
             leg.pause()
             self._paused = leg
             self._tell()
-        self._wait(pause or _LOOK_SECONDS)
+        self._wait(min(pause or _LOOK_SECONDS, _LOOK_SECONDS))  # a client that comes back has another leg
 
     def _tell(self) -> None:
         self._services.tally.limited["client_rate"] += 1

@@ -25,7 +25,7 @@ from relay.calls import Lives
 from relay.clientside import Arrival
 from relay.core.locks import Locks, lock
 from relay.core.sessions import merged
-from relay.entitled import agent_of, plan_of
+from relay.entitled import agent_of, plan_of, unknown_agent
 from relay.front import stay
 from relay.handoff import BadHandshake, check_upgrade, hand_off
 from relay.legs import Leg
@@ -99,12 +99,18 @@ class Opening:
         else:
             call = self._new(request, found, claims, offered, voice=voice)
             await self._services.accounting.admit(call.call_id, call.tenant, call.plan, call.share)
-            self._room()  # others may have come meanwhile
         live = self._live_here(claims)
-        if live is not None:  # as another connection of this client has
-            return self._arrive(request, live, claims, offered, voice=voice)
-        session = Session(self._services, call)
-        response = self._hand_off(request, session.client.leg, call.call_id, offered, call.max_message)
+        try:  # all that may have changed meanwhile
+            self._services.gate.check_revoked(claims)
+            if live is not None:  # another connection of this client was faster
+                return self._arrive(request, live, claims, offered, voice=voice)
+            self._room()
+            session = Session(self._services, call)
+            response = self._hand_off(request, session.client.leg, call.call_id, offered, call.max_message)
+        except BaseException:
+            if live is None and not call.resumes:
+                self._services.accounting.give_back(call.call_id, call.tenant, call.plan, call.share)
+            raise
         self._calls.start(session)
         return response
 
@@ -131,7 +137,8 @@ class Opening:
     ) -> Request:
         """A call that begins here."""
         asked = request.query.get("agent")
-        agent = agent_of(self._services.rulebook(), choose_agent(claims.agent, asked), claims)
+        rulebook = self._services.rulebook()
+        agent = agent_of(rulebook, choose_agent(claims.agent, asked), claims)
         minted = _session_of(reserved)
         is_locked = claims.browser and "model" in agent.locked
         room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
@@ -151,8 +158,9 @@ class Opening:
             agent=agent,
             target=Target(wanted.model, wanted.intent),
             opening=opening,
+            plan=plan_of(rulebook, claims),
+            share=rulebook.share(self._settings.region),
             locks=Locks(names, agent.events, agent.locked) if claims.browser else None,
-            **self._terms(claims),
             **self._client(request, claims, offered, voice=voice),
         )
 
@@ -163,7 +171,10 @@ class Opening:
         self._room()
         rulebook = self._services.rulebook()
         known = rulebook.agent_for(found.agent, claims.tenant)  # another node's rulebook may be another one
+        if known is None and claims.browser:  # which another agent would let do more
+            raise unknown_agent(found.agent)
         agent = known or agent_of(rulebook, claims.agent or "default", claims)
+        plan = rulebook.plan_for(claims.tenant, claims.plan) or rulebook.plan_for(claims.tenant, None)
         return Request(
             call_id=found.id,
             tenant=found.tenant,
@@ -171,23 +182,19 @@ class Opening:
             target=Target(found.model or None, request.query.get("intent") if not found.model else None),
             resumes=True,
             started_at=found.started_at,
-            locks=Locks(frozenset(), agent.events, agent.locked) if claims.browser else None,
-            **self._terms(claims),
+            plan=plan or plan_of(rulebook, claims),
+            share=rulebook.share(self._settings.region),
+            locks=Locks(agent.locked, agent.events, agent.locked) if claims.browser else None,
             **self._client(request, claims, offered, voice=voice),
         )
-
-    def _terms(self, claims: Claims) -> dict[str, Any]:
-        """What the token's tenant may use, and how much of it in this region."""
-        rulebook = self._services.rulebook()
-        return {"plan": plan_of(rulebook, claims), "share": rulebook.share(self._settings.region)}
 
     def _arrive(
         self, request: web.Request, live: Session, claims: Claims, offered: list[str], *, voice: bool
     ) -> web.StreamResponse:
         """The client of a call that lives here has a new connection."""
         client = self._client(request, claims, offered, voice=voice)
-        agent = live.request.agent
-        client["locks"] = Locks(frozenset(), agent.events, agent.locked) if claims.browser else None
+        agent, locks = live.request.agent, live.request.locks
+        client["locks"] = (locks or Locks(frozenset(), agent.events, agent.locked)) if claims.browser else None
         arrival = Arrival(self._services, replace(live.request, **client))
         most = arrival.request.max_message
         response = self._hand_off(request, arrival.leg, live.call_id, offered, most)

@@ -316,6 +316,7 @@ class Session:
     def on_client_binary(self, payload: bytes) -> None:
         """A binary message of the client's: raw audio on /voice."""
         self._hands.act(self._bridge.on_client_binary(payload))
+        self.client.guard()
 
     def on_client_blocked(self, blocked: bool) -> None:
         """A leg that cannot be written pauses the reading of its peer."""

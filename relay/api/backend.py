@@ -40,7 +40,7 @@ from relay.api.schema import (
     Waiting,
 )
 from relay.call import Services
-from relay.rulebook.plans import Plan
+from relay.entitled import agent_of, plan_of
 from relay.tokens import LEEWAY_SECONDS, RESUME_SECONDS, Claims
 
 
@@ -138,15 +138,9 @@ class Backend:
 
     async def _spend(self, caller: Claims) -> None:
         """Count a message against what the tenant's plan allows in a second."""
-        plan, services = self._plan(caller), self._services
-        share = services.rulebook().share(services.settings.region)
+        services, rulebook = self._services, self._services.rulebook()
+        plan, share = plan_of(rulebook, caller), rulebook.share(services.settings.region)
         await services.accounting.spend_message(caller.tenant, plan, share)
-
-    def _plan(self, caller: Claims) -> Plan:
-        plan = self._services.rulebook().plan_for(caller.tenant, caller.plan)
-        if plan is None:
-            raise Refused(403, "unknown_plan", f"This node has no plan {caller.plan!r}.", kind="permission_error")
-        return plan
 
     async def _put(self, asked: Asked[Any, Any, Any], message: Message, query: PutQuery) -> web.Response:
         wait = Status(query.wait)
@@ -173,10 +167,8 @@ class Backend:
         """``POST …/client_secrets``: a short-lived key for one new call, in OpenAI's shape."""
         services, caller, body = self._services, asked.caller, asked.body
         name, origin = choose_agent(caller.agent, body.agent), minting.origin(body, caller.origin)
-        agent = services.rulebook().agent_for(name, caller.tenant)
-        if agent is None:
-            raise Refused(403, "unknown_agent", f"This node has no agent {name!r}.", kind="permission_error")
-        self._plan(caller)  # of a plan that nobody knows the key would open nothing
+        agent = agent_of(services.rulebook(), name, caller)
+        plan_of(services.rulebook(), caller)  # of a plan that nobody knows the key would open nothing
         session, seconds = minting.session_defaults(body), minting.lifetime(body)
         call_id = new_call_id(self._bus.new_home())
         expires_at = int(services.wall()) + seconds

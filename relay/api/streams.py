@@ -35,6 +35,7 @@ class _Stream:
 
     def __init__(self, asked: Asked[StreamQuery, StreamHeaders, None], after: str | None) -> None:
         self.request = asked.request
+        self.caller = asked.caller
         self.feed = Feed(asked.call_id, resumed=after is not None)
         self.wake = asyncio.Event()
 
@@ -144,7 +145,7 @@ class Streams:
     def _on_look(self) -> None:
         self._look = None
         for stream in self._open:
-            if not self._accepting():
+            if not self._accepting() or self._services.revoked.has(stream.caller.tenant, stream.caller.jti):
                 stream.close()
             elif stream.is_gone:
                 stream.wake.set()

@@ -56,8 +56,10 @@ class Tenants:
     async def revoke_token(self, asked: Asked[None, None, RevocationBody]) -> web.Response:
         """``POST /v1/tokens/revoke``: a token of the tenant's opens nothing any more, at any node."""
         body = asked.body
-        expires_at = int(self._services.wall() + _REVOKED_SECONDS if body.expires_at is None else body.expires_at)
-        until = expires_at + LEEWAY_SECONDS + RESUME_SECONDS  # for which some key may still bring its call back
+        wall = self._services.wall()
+        expires_at = int(wall + _REVOKED_SECONDS if body.expires_at is None else body.expires_at)
+        # A call outlives its token, and offers its client keys with the same id: they open nothing any more, either.
+        until = max(expires_at, wall) + LEEWAY_SECONDS + RESUME_SECONDS
         try:
             missing = await self._accounts.revoke(asked.caller.tenant, body.jti, until)
         except AccountsFull:

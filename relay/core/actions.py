@@ -44,10 +44,13 @@ class End(NamedTuple):
 
 
 class Complaint(NamedTuple):
-    """The model refused an event of the relay's own that no message stands behind: for the node's log."""
+    """The model refused an event of the relay's own that no message stands behind: for the node's log.
+
+    Its message is left out: servers quote in it what they were sent.
+    """
 
     code: str
-    message: str
+    param: str  # the field that is wrong, as the model names it
 
 
 class Log(NamedTuple):

@@ -84,7 +84,9 @@ class ClientEvents:
 
         Where nobody knows what was, all is that can be.
         """
-        if locks is not None:
+        if locks is None:
+            self._memory.locked = None  # what it sets from here on no browser after it may change
+        else:
             if self._memory.locked is None:
                 self._memory.locked = locks.names | locks.lockable
             locks = replace(locks, names=self._memory.locked)

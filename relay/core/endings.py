@@ -42,6 +42,7 @@ class Why(Enum):
     MODEL_KEY = _Row(1008, "model_key", "node", False)
     HUNG_UP = _Row(1000, "hung_up", "policy", False)
     CALL_TOO_LONG = _Row(4008, "call_too_long", "policy", False)
+    CLIENT_TOO_FAST = _Row(4013, "client_too_fast", "policy", False)
     MINUTES_SPENT = _Row(4029, "minutes_spent", "policy", False)
     TOKEN_REVOKED = _Row(4001, "token_revoked", "policy", False)
     BUS_AWAY = _Row(1013, "bus_away", "bus", True)

@@ -18,7 +18,7 @@ def is_expected(error: dict[str, Any]) -> bool:
 
 def complaint(error: dict[str, Any]) -> Complaint:
     """Say it for the node's log."""
-    return Complaint(str(error.get("code")), str(error.get("message")))
+    return Complaint(str(error.get("code")), str(error.get("param") or ""))
 
 
 def told(message: bytes, event: dict[str, Any], error: dict[str, Any]) -> tuple[bytes, bytes]:
@@ -28,7 +28,7 @@ def told(message: bytes, event: dict[str, Any], error: dict[str, Any]) -> tuple[
     """
     watched = message
     if error.get("code") == "invalid_api_key":  # OpenAI's text quotes part of the key
-        error = {**error, "message": _BAD_KEY}
+        error = {**error, "message": _BAD_KEY, "param": None}
         watched = encode({**event, "error": error})
     cause = error.get("event_id")
     if isinstance(cause, str) and cause.startswith(CLIENT_EVENTS):

@@ -94,6 +94,10 @@ ENDINGS: Final[Mapping[str, Ending]] = {
         "it lasted as long as its tenant's plan lets a call last",
         "nothing to do, or raise longest_call_seconds of the plan in the file that RELAY_CONFIG names.",
     ),
+    "client_too_fast": Ending(
+        "its client sent far more than its tenant's plan allows",
+        "look at the client, or raise client_bytes_per_second and client_messages_per_second of the plan.",
+    ),
     "minutes_spent": Ending(
         "its tenant has used up its plan's minutes of the day",
         "wait for midnight UTC, or raise call_minutes_per_day of the plan; `relay usage` shows what used them.",

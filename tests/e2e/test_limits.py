@@ -583,3 +583,12 @@ async def test_a_backends_messages_are_one_count_by_http_on_two_nodes_and_on_a_s
         assert not socket.closed
         await socket.close()
     await until_used(nodes, node, "test", calls=1, messages=1)
+
+
+async def test_a_client_that_is_far_ahead_of_its_plan_is_told_and_cut(nodes: Nodes) -> None:
+    """While it is not read nobody would notice that it has left; the model leg is paid for meanwhile."""
+    node = await nodes.add(**settings(nodes, "[plans.slow]\nclient_bytes_per_second = 1000\n"))
+    client = await connected(nodes, node, token("call", tenant="test", plan="slow"))
+    await client.send_json({"type": "input_audio_buffer.append", "audio": "A" * 100_000})
+    code, events = await closed(client)
+    assert (code, events[-1]["error"]["code"]) == (4013, "client_too_fast")

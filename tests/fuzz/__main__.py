@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--target", choices=list(TARGETS), action="append", help="this one; may be given again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="the plain mutator, whether atheris is there or not")
-    parser.add_argument("--folder", type=Path, default=Path("fuzz-report"), help="for corpora and finds")
+    parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="for corpora and finds")
     parser.add_argument("--replay", type=Path, help="feed this file to the targets and do nothing else")
     chosen = parser.parse_args()
     targets = [TARGETS[name] for name in chosen.target or TARGETS]

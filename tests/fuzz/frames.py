@@ -393,10 +393,8 @@ PAYLOADS = st.one_of(
 CODES = st.sampled_from([999, 1000, 1001, 1004, 1005, 1006, 1011, 1015, 2999, 3000, 4999, 5000, 65535])
 DATA = st.tuples(st.sampled_from([0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x80, 0x81, 0xC1, 0x91]), PAYLOADS)
 CONTROL = st.tuples(st.sampled_from([0x89, 0x8A, 0x89, 0xC9, 0x09]), PAYLOADS)
-CLOSES = st.tuples(
-    st.sampled_from([0x88, 0x88, 0x88, 0x98, 0x08]),
-    st.builds(lambda code, reason: code.to_bytes(2, "big") + reason, CODES, PAYLOADS) | PAYLOADS,
-)
+BODIES = st.builds(lambda code, reason: code.to_bytes(2, "big") + reason, CODES, PAYLOADS)
+CLOSES = st.tuples(st.sampled_from([0x88, 0x88, 0x88, 0x98, 0x08]), BODIES | PAYLOADS)
 MASKS = st.just(bytes(4)) | st.binary(min_size=4, max_size=4)
 FRAMES = st.builds(lambda frame, mask: wired(*frame, mask=mask), DATA | DATA | CONTROL | CLOSES, MASKS)
 ODD = st.builds(
@@ -423,7 +421,10 @@ _WORDS = (
 )
 _WORDS += (b"\x88\x82\0\0\0\0\x03\xe8", b"\xfe\0\x7e", b"\xff\0\0\0\0\0\1\0\0", b"\xff\x80\0\0\0\0\0\0\0", APPEND)
 
-RULES = Target("frames", check_rules, (*_SEEDS, b"\x03\xe8", b"\x13\x88"), _WORDS, STREAMS)
+_EDGES = tuple(
+    code.to_bytes(2, "big") for code in (999, 1000, 1003, 1004, 1006, 1007, 1014, 1015, 2999, 3000, 4999, 5000)
+)
+RULES = Target("frames", check_rules, (*_SEEDS, *_EDGES), _WORDS, STREAMS | BODIES)
 LEG = Target(
     "leg",
     check_leg,

@@ -167,13 +167,36 @@ _LINES = st.one_of(
 TARGET = Target(
     "rulebook",
     check_rulebook,
-    (_FULL, *(b"[" + each for each in _FULL.split(b"\n[")[1:])),
+    (
+        _FULL,
+        *(b"[" + each for each in _FULL.split(b"\n[")[1:]),
+        b"[agents.a]\nsession.a.a = 1",
+        b"[agents.a.session.a.a]\ntools = 1",
+        b"[agents.a]\nsession" + b".a" * 1500 + b" = 1",
+        b"[plans.a]\ncall_minutes_per_day = 1\nconcurrent_calls = 1",
+        b"[plans.a]\nconcurrent_calls = 99999999999999999999",
+        b"[upstreams.a]\nurl = 'ws://h'\nkey_file = 'k'\nheaders = { A = \"{key}\\r\\nX: y\" }",
+        b"[upstreams.a]\nurl = 'ws://h'\nkey_file = 'k'\nheaders = { A = \"x {key}\" }",
+    ),
     tuple(
         word.encode()
         for word in (
             *("[agents.a]\n", "[plans.a]\n", "[tenants.a]\n", "[upstreams.a]\n", "[shares]\n", "session.a.a.a = 1\n"),
-            *("= 1\n", "= 'x'\n", "= [", "]", "{", "}", "'''", '"""', "\n", ".", "nan", "inf", "1e400", "1979-05-27"),
-            *("key_env = 'x'\n", "{key}", "wss://h/", "\\u0000", "locked", "events", "voice = 'ash'\n", "'", '"', "#"),
+            *("= 1\n", "= 'x'\n", "= [", "]", "{", "}", "'''", '"""', "\n", ".", "nan", "inf", "1e400", "9999999999"),
+            *(
+                "1979-05-27",
+                "\\r\\n",
+                "key_env = 'x'\n",
+                "{key}",
+                "wss://h/",
+                "\\u0000",
+                "locked",
+                "events",
+                "voice = 'ash'\n",
+                "'",
+                '"',
+                "#",
+            ),
         )
     ),
     st.lists(_LINES, max_size=8).map(lambda lines: "\n".join(lines).encode()),

@@ -194,6 +194,9 @@ CLAIMS = Target(
         b'{"alg":"HS256"}\n{"tenant":"acme","scope":["call"],"exp":4000000000}',
         b'{"alg":"HS256","typ":"JWT"}\n{"tenant":"acme","scope":"call mint","exp":4e9,"iss":"us","aud":["them"]}',
         b'{"alg":"HS256"}\n{"tenant":"acme","scope":[],"exp":1,"call":"c","resume_seconds":7200,"browser":true}',
+        b'{"alg":"HS256","crit":["exp"],"kid":"x"}\n{"tenant":"acme","scope":[],"exp":4e9}',
+        b'{"alg":"HS256","jwk":{}}\n{"tenant":"acme","scope":[],"exp":4e9,"agent":"a","plan":"p"}',
+        b'{"alg":"HS256"}\n{"tenant":"acme","scope":[],"exp":4e9,"agent":"\\ud83d"}',
         b'{"alg":"HS256"}\n{"tenant":"acme","scope":[],"exp":4e9,"origin":"https://x","nbf":1,"iat":1,"session":false}',
     ),
     (
@@ -248,7 +251,7 @@ KEY_SETS = Target(
         key_set(*_entries()),
         *(key_set(entry) for entry in _entries()),
         key_set(),
-        key_set(signer("p", "EdDSA").private()),
+        key_set(signer("p", "EdDSA").private(), _entries()[0] | {"n": "_" * 1500}),
     ),
     (
         *(

@@ -206,8 +206,8 @@ def test_an_error_in_an_unknown_shape_goes_on_byte_for_byte(error):
 @pytest.mark.parametrize("cause", ["r.1", "r.open", "r.999"])
 def test_an_error_that_the_relay_caused_never_reaches_the_client(cause):
     """The client can do nothing about it, and SDKs raise on errors that nobody handles."""
-    error = event("error", error={"code": "invalid_value", "message": "m", "event_id": cause})
-    assert from_model(playing(), error) == [Complaint("invalid_value", "m")]
+    error = event("error", error={"code": "invalid_value", "message": "said", "param": "p", "event_id": cause})
+    assert from_model(playing(), error) == [Complaint("invalid_value", "p")]
 
 
 @pytest.mark.parametrize("cause", [None, "c.e1"], ids=["no cause", "client's"])
@@ -215,11 +215,12 @@ def test_what_openai_says_about_the_key_is_kept_from_the_client(cause):
     """Its text quotes part of the relay's key."""
     message = "Incorrect API key provided: sk-proj-****hunter2."
     error = {"type": "invalid_request_error", "code": "invalid_api_key", "message": message, "event_id": cause}
+    error["param"] = message
     (to_client,) = sent(from_model(playing(), event("error", error=error)), CLIENT)
     assert "hunter2" not in str(to_client)
     assert "operator" in to_client["error"].pop("message")
     del error["message"]
-    assert to_client["error"] == {**error, "event_id": cause and "e1"}
+    assert to_client["error"] == {**error, "param": None, "event_id": cause and "e1"}
 
 
 @pytest.mark.parametrize("kind", ["conversation.item.retrieved", "session.created", "relay.unheard.of"])

@@ -120,7 +120,7 @@ def test_a_refused_opening_leaves_the_session_as_the_model_made_it():
     """The agent's operator must learn of it; the person can still talk."""
     talk = Talk(opening=True).watched()
     talk.model(CREATED)
-    actions = talk.model(event("error", error={"code": "invalid_value", "message": "voice", "event_id": "r.open"}))
+    actions = talk.model(event("error", error={"code": "invalid_value", "param": "voice", "event_id": "r.open"}))
     assert json.loads(passed(actions) or b"") == json.loads(CREATED)
     assert [each for each in actions if isinstance(each, Complaint)] == [Complaint("invalid_value", "voice")]
     assert logged(actions) == []
@@ -531,7 +531,7 @@ def test_a_message_without_a_name_that_failed_twice_is_still_nobodys_complaint(t
     """The model may repeat its error: the first has settled it, the second is for the node's log."""
     (to_model,) = talk.put({"type": "nonsense"})
     talk.model(error(to_model["event_id"]))
-    assert talk.model(error(to_model["event_id"])) == [Complaint("invalid_value", "m")]
+    assert talk.model(error(to_model["event_id"])) == [Complaint("invalid_value", "")]
 
 
 def test_what_openai_says_about_the_key_is_kept_from_those_who_watch_too(talk):
