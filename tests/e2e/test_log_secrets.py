@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -45,8 +46,11 @@ BUG = "a bug of ours, which says nothing"
 TOOL = {"type": "function", "name": WORDS["toolname"], "parameters": {"type": "object", "properties": {}}}
 # A node whose own code fails where it has a conversation at hand.
 BROKEN_NODE = f"""
+import re
 from relay.api import transcript
 def fail(call_id, facts):
+    said = re.findall(rb"markof[a-z]+4711", b"".join(facts.values.values()))
+    assert said
     raise RuntimeError({BUG!r})
 transcript.as_json = fail
 from relay.cli import main
@@ -352,6 +356,8 @@ async def test_what_people_read_has_nothing_secret(
     """structlog's renderer for a terminal, and whatever the libraries say, down to the last detail."""
 
     def fail(call_id: str, facts: Any) -> None:
+        said = re.findall(rb"markof[a-z]+4711", b"".join(facts.values.values()))
+        assert said
         raise RuntimeError(BUG)
 
     monkeypatch.setattr(transcript, "as_json", fail)

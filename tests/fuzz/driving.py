@@ -63,7 +63,7 @@ def run_shapes(target: Target, seconds: float, seed: int) -> Outcome:
                 found.append((data, problem))
 
     chosen = settings(
-        max_examples=500,
+        max_examples=100,
         database=None,
         deadline=None,
         phases=[Phase.generate],

@@ -57,7 +57,7 @@ def _check_book(book: Rulebook) -> None:
         numbers = [value for key in plan.__slots__ if key != "name" and (value := getattr(plan, key)) is not None]
         assert all(0 < number <= 10**9 for number in numbers)
     for upstream in book.upstreams.values():
-        assert upstream.url.startswith(("ws://", "wss://"))
+        assert upstream.url.lower().startswith(("ws://", "wss://"))
         text = upstream.url + "".join(map("".join, upstream.headers))
         assert not set(text) & set("\r\n\0")
     assert all(0 < book.share(region) <= 1 for region in REGIONS)

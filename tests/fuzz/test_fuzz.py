@@ -46,7 +46,7 @@ _LEG_FINDS = {
 
 @pytest.mark.parametrize("data", _LEG_FINDS.values(), ids=_LEG_FINDS)
 def test_what_a_leg_got_wrong_once_it_gets_right(data):
-    """It echoed the codes, and passed the audio on to the model after it had refused the client."""
+    """It echoed the codes, and by itself passed audio on to the model after it had refused the client."""
     check_leg(data)
 
 
