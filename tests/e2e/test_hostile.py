@@ -30,7 +30,7 @@ from tests.support.fleet import SECRET, Nodes, closed, event, token, until
 SEED = 6
 TOKENS, HEADERS, BAD_FRAMES, BAD_EVENTS = 2000, 1000, 700, 1300
 TASKS = 8
-GROWTH_BYTES = 48 << 20  # of this process, which holds the simulator, the clients and what was logged as well
+GROWTH_BYTES = 16 << 20  # of this process, which holds the simulator, the clients and what was logged as well
 _TOLD_APART = 12  # letters: a shorter part of a token may stand in an answer by chance
 
 
