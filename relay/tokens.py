@@ -11,6 +11,7 @@ LEEWAY_SECONDS: Final = 5.0  # of clocks between whoever signs and this node
 RESUME_SECONDS: Final = 7200  # at most, for which a client key may bring its call back after its own time is over
 SCOPES: Final = frozenset({"call", "control", "read", "mint"})
 _TENANT_LETTERS: Final = 128  # it is part of keys, of logs and of labels that people read
+_ID_LETTERS: Final = 256  # of a jti, as many as can be revoked
 
 
 class BadToken(Exception):
@@ -51,6 +52,9 @@ def read_claims(payload: Mapping[str, Any], *, has_prefix: bool) -> Claims:
     for name in ("agent", "plan", "call", "jti", "origin"):
         if name in payload and not _is_word(payload[name]):
             raise BadToken(f"The token's {name!r} must be a string that is not empty.")
+    jti = payload.get("jti")
+    if jti is not None and (len(jti) > _ID_LETTERS or not jti.isprintable()):
+        raise BadToken(f"The token's 'jti' must have at most {_ID_LETTERS} printable characters: it must be revocable.")
     for name in ("session", "browser"):
         if not isinstance(payload.get(name, False), bool):
             raise BadToken(f"The token's {name!r} must be true or false.")
@@ -61,7 +65,7 @@ def read_claims(payload: Mapping[str, Any], *, has_prefix: bool) -> Claims:
         agent=payload.get("agent"),
         plan=payload.get("plan"),
         call=payload.get("call"),
-        jti=payload.get("jti"),
+        jti=jti,
         origin=origin,
         session=payload.get("session", False),
         browser=has_prefix or payload.get("browser", False) or origin is not None,

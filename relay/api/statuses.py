@@ -109,7 +109,6 @@ UPGRADE: Final = {
         "call_id_not_found",
         "call_not_found",
     ),
-    409: error("The call of this client secret has its client.", "call_in_use"),
     410: error("The call has ended.", "call_ended"),
     **WRONG,
     426: error("No WebSocket handshake.", "upgrade_required", "unsupported_version"),
