@@ -23,7 +23,6 @@ from fanout.ids import is_region_name, region_of
 from fanout.redis import check_url
 from fanout.regions import read_regions
 from fanout.sealing import read_memory_keys
-from relay.rulebook.agents import Agent
 from relay.rulebook.book import Rulebook
 from relay.rulebook.reading import SECRET_BYTES, SourceError, Sources, read_sources
 from relay.rulebook.upstreams import BEARER, UpstreamConfig, check_key, websocket_url
@@ -293,31 +292,6 @@ class Settings:
             raise ConfigError(f"RELAY_BUS_SILENCE_SECONDS: must be above {heartbeat:g}, the time between heartbeats")
         if self.bus_node_ttl_seconds <= self.bus_silence_seconds:
             raise ConfigError("RELAY_BUS_NODE_TTL_SECONDS: must be above RELAY_BUS_SILENCE_SECONDS")
-
-    @property
-    def agents(self) -> Mapping[str, Agent]:
-        """The agents as they were at the start."""
-        return self.rulebook.agents
-
-    @property
-    def jwt_secrets(self) -> tuple[str, ...]:
-        """The tokens' secrets as they were at the start."""
-        return self.rulebook.jwt_secrets
-
-    @property
-    def upstream_url(self) -> str:
-        """Where the default upstream was at the start."""
-        return self.rulebook.upstreams["default"].url
-
-    @property
-    def upstream_headers(self) -> tuple[tuple[str, str], ...]:
-        """The default upstream's headers as they were at the start."""
-        return self.rulebook.upstreams["default"].headers
-
-    @property
-    def upstream_model_parameter(self) -> str:
-        """The default upstream's parameter that names the model, as it was at the start."""
-        return self.rulebook.upstreams["default"].model_parameter
 
     def server_context(self) -> ssl.SSLContext | None:
         """Return the TLS context of the public port, None without a certificate.

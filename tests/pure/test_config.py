@@ -30,13 +30,13 @@ def refused(**changes: str) -> str:
 def test_a_node_needs_a_secret_and_a_key_and_nothing_else():
     """All other settings have defaults that are right for one node on one machine."""
     found = Settings.from_env({"RELAY_JWT_SECRET": SECRET, "OPENAI_API_KEY": "sk-1"})
-    assert found.upstream_url == "wss://api.openai.com/v1/realtime"
-    assert found.upstream_headers == (("Authorization", "Bearer sk-1"),)
+    assert found.rulebook.upstreams["default"].url == "wss://api.openai.com/v1/realtime"
+    assert found.rulebook.upstreams["default"].headers == (("Authorization", "Bearer sk-1"),)
     assert found.regions == {found.region: "redis://127.0.0.1:6379"}
     assert found.host == found.ops_host == "127.0.0.1"
     assert found.max_message_bytes == 21 * 1024 * 1024
     assert found.allowed_origins == frozenset()
-    assert found.agents["default"].model is None
+    assert found.rulebook.agents["default"].model is None
 
 
 @pytest.mark.parametrize("value", ["", "  "], ids=["empty", "blank"])
@@ -57,8 +57,6 @@ def test_an_empty_variable_is_an_unset_one(value):
         ("RELAY_BUS_SWEEP_SECONDS", "0.5", "bus_sweep_seconds", 0.5),
         ("RELAY_BUS_SOCKET_TIMEOUT", "0.2", "bus_socket_timeout", 0.2),
         ("RELAY_ALLOWED_ORIGINS", " https://a ,https://b,", "allowed_origins", {"https://a", "https://b"}),
-        ("RELAY_JWT_SECRET", "a" * 32 + "," + "b" * 32, "jwt_secrets", ("a" * 32, "b" * 32)),
-        ("RELAY_UPSTREAM_HEADERS", "api-key: k\nX-A: b:c", "upstream_headers", (("api-key", "k"), ("X-A", "b:c"))),
         ("RELAY_DRAIN_SECONDS", "0", "drain_seconds", 0.0),
         ("RELAY_STALL_SECONDS", "0.5", "stall_seconds", 0.5),
         ("RELAY_MAX_CALLS", "1", "max_calls", 1),
@@ -79,6 +77,14 @@ def test_an_empty_variable_is_an_unset_one(value):
 def test_what_is_set_is_read(variable, value, attribute, expected):
     """Lists have commas, headers a line each."""
     assert getattr(settings(**{variable: value}), attribute) == expected
+
+
+def test_what_a_reload_may_change_stands_in_the_rulebook():
+    """The first reading of it, as all others."""
+    headers = "api-key: k\nX-A: b:c"
+    found = settings(RELAY_JWT_SECRET=f"{'a' * 32},{'b' * 32}", RELAY_UPSTREAM_HEADERS=headers).rulebook
+    assert found.jwt_secrets == ("a" * 32, "b" * 32)
+    assert found.upstreams["default"].headers == (("api-key", "k"), ("X-A", "b:c"))
 
 
 def test_a_home_may_be_a_shard_and_a_url_may_name_several_hosts():
@@ -109,7 +115,7 @@ def test_the_buss_times_are_its_own_defaults_unless_set():
 def test_the_upstream_key_goes_where_the_headers_want_it():
     """Azure has a header of its own; the relay's variable goes before OpenAI's."""
     found = settings(RELAY_UPSTREAM_HEADERS="api-key: {key}", RELAY_UPSTREAM_KEY="mine", OPENAI_API_KEY="other")
-    assert found.upstream_headers == (("api-key", "mine"),)
+    assert found.rulebook.upstreams["default"].headers == (("api-key", "mine"),)
 
 
 COUNTS = ["RELAY_MAX_CALLS", "RELAY_MAX_MESSAGE_BYTES", "RELAY_MAX_BROWSER_MESSAGE_BYTES", "RELAY_HOLD_BYTES"]
@@ -211,7 +217,13 @@ def test_settings_show_no_secret():
         RELAY_UPSTREAM_URL=f"wss://u:{SECRET}@model.example/v1?api-key={SECRET}",
         RELAY_JWKS_URL=f"https://u:{SECRET}@id.example/jwks",
     )
-    assert SECRET in str(found.regions) + str(found.upstream_headers) + str(found.jwt_secrets) + found.upstream_url
+    assert (
+        SECRET
+        in str(found.regions)
+        + str(found.rulebook.upstreams["default"].headers)
+        + str(found.rulebook.jwt_secrets)
+        + found.rulebook.upstreams["default"].url
+    )
     assert SECRET not in repr(found) + repr(found.sources) + repr(found.rulebook)
 
 
@@ -321,8 +333,8 @@ def test_secrets_may_come_from_files_alone(tmp_path):
     key.write_text("sk-file\n")
     env = {"RELAY_JWT_SECRET_FILE": str(secrets), "RELAY_UPSTREAM_KEY_FILE": str(key)}
     found = Settings.from_env(env)
-    assert found.jwt_secrets == (f"{SECRET}1", f"{SECRET}2")
-    assert found.upstream_headers == (("Authorization", "Bearer sk-file"),)
+    assert found.rulebook.jwt_secrets == (f"{SECRET}1", f"{SECRET}2")
+    assert found.rulebook.upstreams["default"].headers == (("Authorization", "Bearer sk-file"),)
 
 
 def test_the_files_secrets_go_before_the_variables(tmp_path):
@@ -333,8 +345,8 @@ def test_the_files_secrets_go_before_the_variables(tmp_path):
     found = settings(
         RELAY_JWT_SECRET_FILE=str(secrets), RELAY_UPSTREAM_KEY_FILE=str(key), RELAY_UPSTREAM_KEY="sk-variable"
     )
-    assert found.jwt_secrets == (f"{SECRET}1", SECRET)
-    assert found.upstream_headers == (("Authorization", "Bearer sk-file"),)
+    assert found.rulebook.jwt_secrets == (f"{SECRET}1", SECRET)
+    assert found.rulebook.upstreams["default"].headers == (("Authorization", "Bearer sk-file"),)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +374,7 @@ def test_a_bad_file_of_secrets_is_named_and_not_shown(tmp_path, variable, text, 
 def test_a_jwks_url_alone_can_verify_tokens():
     """A fleet whose tokens are all signed elsewhere has no secret to lose."""
     found = settings(RELAY_JWT_SECRET="", RELAY_JWKS_URL="https://id.example/jwks")
-    assert found.jwt_secrets == ()
+    assert found.rulebook.jwt_secrets == ()
 
 
 def test_a_file_with_a_default_upstream_of_its_own_needs_no_key_of_the_environment(tmp_path):
@@ -370,7 +382,7 @@ def test_a_file_with_a_default_upstream_of_its_own_needs_no_key_of_the_environme
     file = tmp_path / "relay.toml"
     file.write_text('[upstreams.default]\nurl = "wss://model.example/v1"')
     changes = {"RELAY_CONFIG": str(file), "RELAY_UPSTREAM_URL": ""}
-    assert settings(**changes).upstream_url == "wss://model.example/v1"
+    assert settings(**changes).rulebook.upstreams["default"].url == "wss://model.example/v1"
     file.write_text('[upstreams.other]\nurl = "wss://model.example/v1"')
     assert "OPENAI_API_KEY" in refused(**changes)
 
