@@ -50,6 +50,7 @@ plan = "gold"
 plan = "silver"
 """
 LEASE_SECONDS = 1.2
+PATIENT = {"LEASE_SECONDS": "30", "REGISTER_SECONDS": "20", "LIMITS_AWAY": "closed"}
 DAY_SECONDS = 86_400
 PATH = "/v1/realtime?model=sim"
 
@@ -58,6 +59,12 @@ PATH = "/v1/realtime?model=sim"
 def env(nodes: Nodes) -> dict[str, str]:
     """The settings of nodes with the plans above; leases are short, so that a lapse shows."""
     return settings(nodes)
+
+
+@pytest.fixture
+def patient(env: dict[str, str]) -> dict[str, str]:
+    """The same where Redis alone decides, however slow the machine is: no lease lapses, no node counts for itself."""
+    return env | PATIENT
 
 
 def settings(nodes: Nodes, more: str = "", **env: str) -> dict[str, str]:
@@ -190,10 +197,9 @@ def node_of(client: aiohttp.ClientWebSocketResponse) -> str:
 
 
 async def test_fifty_starts_at_once_on_four_nodes_are_never_one_call_too_many(
-    nodes: Nodes, env: dict[str, str]
+    nodes: Nodes, patient: dict[str, str]
 ) -> None:
     """Wave after wave, while calls of the one before are just ending: places are taken again, none twice."""
-    patient = {**env, "LEASE_SECONDS": "30", "REGISTER_SECONDS": "20", "LIMITS_AWAY": "closed"}  # Redis alone decides
     four = [await nodes.add(name, **patient) for name in "abcd"]
     crowd = Crowd(nodes, token("call", tenant="acme"))
     assert await crowd.rush(four) == 10
@@ -223,9 +229,9 @@ async def test_fifty_starts_at_once_on_four_nodes_are_never_one_call_too_many(
     await until_used(nodes, four[0], "acme", calls=had)
 
 
-async def test_a_tenant_that_is_at_its_limit_holds_up_no_other(nodes: Nodes, env: dict[str, str]) -> None:
+async def test_a_tenant_that_is_at_its_limit_holds_up_no_other(nodes: Nodes, patient: dict[str, str]) -> None:
     """Though both have the same plan, and call at the same time."""
-    pair = [await nodes.add(name, **env) for name in "ab"]
+    pair = [await nodes.add(name, **patient) for name in "ab"]
     loud, calm = (Crowd(nodes, token("call", tenant=name, plan="silver")) for name in ("acme", "calm"))
     assert await loud.rush(pair, 20) == 2
     async with asyncio.TaskGroup() as group:
@@ -236,9 +242,11 @@ async def test_a_tenant_that_is_at_its_limit_holds_up_no_other(nodes: Nodes, env
         await until_used(nodes, pair[1], tenant, calls=2)
 
 
-async def test_starts_are_counted_over_all_nodes_and_an_end_gives_none_back(nodes: Nodes, env: dict[str, str]) -> None:
+async def test_starts_are_counted_over_all_nodes_and_an_end_gives_none_back(
+    nodes: Nodes, patient: dict[str, str]
+) -> None:
     """Else who rings and hangs up at once would never be slowed down."""
-    four = [await nodes.add(name, **env) for name in "abcd"]
+    four = [await nodes.add(name, **patient) for name in "abcd"]
     crowd = Crowd(nodes, token("call", tenant="acme", plan="hasty"))
     assert await crowd.rush(four) == 6
     assert crowd.refused == {429: 44}
@@ -261,7 +269,7 @@ async def test_every_region_has_its_share(nodes: Nodes, shares: str, here: int, 
     other = RedisServer().start()
     try:
         await declare_settled(other.url, nodes.prefix)
-        env = settings(nodes, shares, REGIONS=f"iad={nodes._redis_url},lhr={other.url}")
+        env = settings(nodes, shares, REGIONS=f"iad={nodes._redis_url},lhr={other.url}") | PATIENT
         async with (
             nodes.node("iad-1", **env) as near,
             nodes.node("iad-2", **env) as next_to,
@@ -286,10 +294,10 @@ async def test_every_region_has_its_share(nodes: Nodes, shares: str, here: int, 
     ids=["the token's", "the tenant's", "the default"],
 )
 async def test_the_tokens_plan_goes_before_the_tenants_and_that_before_the_default(
-    nodes: Nodes, env: dict[str, str], claims: dict[str, str], most: int
+    nodes: Nodes, patient: dict[str, str], claims: dict[str, str], most: int
 ) -> None:
     """Whoever signs a token may give it another plan; a tenant that nobody wrote down has the plan of all others."""
-    pair = [await nodes.add(name, **env) for name in "ab"]
+    pair = [await nodes.add(name, **patient) for name in "ab"]
     crowd = Crowd(nodes, token("call", **claims))
     assert await crowd.rush(pair, 12) == most
     await crowd.hang_up()
