@@ -19,6 +19,7 @@ _ONLY_WORDS: Final = "(something that was not transcribed)"  # the item was writ
 _ONLY_MODEL: Final = ": only the model has it: "
 GAP_SECONDS: Final = 0.3  # of silence within an answer: what a person takes for a pause
 _HUNG_UP: Final = "hung up"
+_GRAIN: Final = 0.02  # a frame: whoever has two sockets reads them in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _judge_sessions(verdict: Verdict, calls: Sequence[Call], allowed: Allowed) -
     both = []
     for call in calls:
         for old, new in pairwise(each for each in call.sessions if each.heard_from is not None):
-            if old.heard_until >= new.heard_from:  # type: ignore[operator]
+            if old.heard_until - new.heard_from >= _GRAIN:  # type: ignore[operator]
                 both.append(f"{old.id} of call {call.number}, {old.heard_until - new.heard_from:.3f} s")  # type: ignore[operator]
     verdict.blame("sessions heard the person when another one did already", both)
 

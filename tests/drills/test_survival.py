@@ -67,6 +67,12 @@ def test_what_a_person_must_not_notice_is_named(fields, what):
     assert broken(**fields) == [what]
 
 
+def test_two_sockets_that_are_read_in_one_turn_are_no_two_listeners():
+    """The last frame of one and the first of the other have one moment between them."""
+    sessions = (GOOD.sessions[0], replace(GOOD.sessions[1], heard_from=9.99))
+    assert broken(sessions=sessions) == []
+
+
 def test_too_few_and_too_many_sessions_are_named():
     """With too few of them the drill shows nothing; with too many a call was built anew for no reason."""
     assert broken(replace(DEPLOY, sessions=(2, 2))) == []
