@@ -235,9 +235,7 @@ async def _listen_to_all(
     sock = _bind(settings.host, settings.port)
     # Accepted sockets inherit it, before their window is offered.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.socket_buffer_bytes)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
-    stack.push_async_callback(runner.cleanup)
-    await runner.setup()
+    runner = await _set_up(stack, app)
     await stack.enter_async_context(listening(front, runner, sock, context))
     return _url(sock, "https" if context else "http")
 
@@ -245,11 +243,16 @@ async def _listen_to_all(
 async def _listen_to_operators(stack: AsyncExitStack, app: web.Application, settings: Settings) -> str:
     """Open the operations port; returns its URL."""
     sock = _bind(settings.ops_host, settings.ops_port)
+    runner = await _set_up(stack, app)
+    await web.SockSite(runner, sock).start()
+    return _url(sock, "http")
+
+
+async def _set_up(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    await web.SockSite(runner, sock).start()
-    return _url(sock, "http")
+    return runner
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -104,7 +104,7 @@ class Opening:
             self._services.gate.check_revoked(claims)
             if live is not None:  # another connection of this client was faster
                 return self._arrive(request, live, claims, offered, voice=voice)
-            self._room()
+            self._room.check()
             session = Session(self._services, call)
             response = self._hand_off(request, session.client.leg, call.call_id, offered, call.max_message)
         except BaseException:
@@ -122,15 +122,10 @@ class Opening:
         stay(request, leg.closed)
         return response
 
+    @property
     def _room(self) -> Room:
-        """What this node can still take.
-
-        Raises:
-            Refused: 503 if that is nothing.
-        """
-        room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
-        room.check()
-        return room
+        """What this node can still take."""
+        return Room(self._accepting(), len(self._calls), self._settings.max_calls)
 
     def _new(
         self, request: web.Request, reserved: Reservation | None, claims: Claims, offered: list[str], *, voice: bool
@@ -141,8 +136,8 @@ class Opening:
         agent = agent_of(rulebook, choose_agent(claims.agent, asked), claims)
         minted = _session_of(reserved)
         is_locked = claims.browser and "model" in agent.locked
-        room = Room(self._accepting(), len(self._calls), self._settings.max_calls)
-        wanted = admit(room, request.query, minted.get("model") or agent.model, minted.get("type"), locked=is_locked)
+        default = minted.get("model") or agent.model
+        wanted = admit(self._room, request.query, default, minted.get("type"), locked=is_locked)
         if claims.browser and request.query.get("intent") and lock(agent.locked, agent.session) - {"model"}:
             text = "This agent's session is its server's to set: another kind of session would have none of it."
             raise Refused(403, "not_allowed", text, kind="permission_error", param="intent")
@@ -168,7 +163,7 @@ class Opening:
         self, request: web.Request, found: CallRecord, claims: Claims, offered: list[str], *, voice: bool
     ) -> Request:
         """A call that lives elsewhere, or lived on a node that is gone, and whose client comes here."""
-        self._room()
+        self._room.check()
         rulebook = self._services.rulebook()
         known = rulebook.agent_for(found.agent, claims.tenant)  # another node's rulebook may be another one
         if known is None and claims.browser:  # which another agent would let do more
