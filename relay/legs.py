@@ -256,11 +256,6 @@ class Leg(WSListener):
         else:
             self._forward = _tapped(peer._transport.send, tap)
 
-    @property
-    def feeds(self) -> bool:
-        """Whether it sends plain messages straight on."""
-        return self._forward is not None
-
     def ping(self) -> None:
         """Send a ping, unless bytes are waiting already: they ask the same."""
         if not self.blocked and not self.closing:
